@@ -1,0 +1,75 @@
+"""Every field a batch may hold: its name, shape, dtype and meaning, once.
+
+An *example* is what a source yields (Python objects, one item); a *batch* is what a model sees (tensors).
+Objectives and tasks say which batch fields they ``need``; ``check_fields`` turns a missing one into an error
+before the first step.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict
+
+from clipx.errors import ClipxError
+
+UNLABELLED = -1
+"""Label of an example that has no single class (a scene of three objects, a captioned photograph)."""
+
+
+class Example(TypedDict, total=False):
+    """One item of a source.
+
+    ``image`` is a PIL image of any mode and size, or uint8 ``[H, W, 3]``; ``captions`` is non-empty where the data
+    has captions; ``label`` is an index into the source's ``classes`` or ``UNLABELLED``; ``id`` names the item
+    stably across runs (a path, a row, a key).
+    """
+
+    image: Any
+    captions: list[str]
+    label: int
+    id: str
+    negative_captions: NotRequired[list[str]]
+    negative_image: NotRequired[Any]
+    boxes: NotRequired[Any]
+    masks: NotRequired[Any]
+    depth: NotRequired[Any]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A named tensor of a batch."""
+
+    name: str
+    shape: str
+    dtype: str
+    meaning: str
+    given_by: str
+
+
+FIELDS = {
+    field.name: field
+    for field in (
+        Field("image", "[B, 3, H, W]", "float32", "normalised images", "every source"),
+        Field("text", "[B, L]", "int64", "token ids of one caption an image", "captions, or labels and templates"),
+        Field("label", "[B]", "int64", "class index, -1 where unlabelled", "class folders, a label column, scenes"),
+        Field("index", "[B]", "int64", "position of the example in its source", "every source with a length"),
+        Field("negative_text", "[B, L]", "int64", "token ids of a caption false of the image", "data=scenes data.negatives=true"),
+        Field("negative_image", "[B, 3, H, W]", "float32", "an image the caption is false of", "data=scenes data.negatives=true"),
+        Field("boxes", "[B, K, 4]", "float32", "x0, y0, x1, y1 in pixels, padded with -1", "data=scenes"),
+        Field("masks", "[B, K, H, W]", "bool", "visible pixels of every object", "data=scenes"),
+        Field("depth", "[B, K]", "int64", "depth rank of every object, 0 nearest, padded with -1", "data=scenes"),
+    )
+}
+
+
+def check_fields(needs: Iterable[str], available: Iterable[str], part: str) -> None:
+    """Check that a batch holds what a part needs.
+
+    Raises:
+        ClipxError: naming the part, the field, and which data would give it.
+    """
+    available = set(available)
+    for name in needs:
+        if name not in available:
+            field = FIELDS.get(name)
+            hint = f"{name} {field.shape} ({field.meaning}) is given by: {field.given_by}" if field else None
+            raise ClipxError(f"{part} needs the field {name!r}, which this data does not give", hint=hint)
