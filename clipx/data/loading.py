@@ -1,0 +1,354 @@
+"""Loaders: from a source to batches, for training (endless, exact on resume) and for evaluation (each item once)."""
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from clipx.data.fields import UNLABELLED
+from clipx.data.order import TrainingOrder, sample_generator
+from clipx.data.transforms import TrainTransform, to_tensor
+from clipx.errors import BadSample, ClipxError
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+_TRIES = 1000
+"""Neighbours tried in place of a bad sample before the data is called unusable."""
+
+
+def is_stream(source: Any) -> bool:
+    """Whether a source is read from front to back (shards) and has no items by index."""
+    return hasattr(source, "stream")
+
+
+def worker_count(requested: int | None) -> int:
+    """Loader processes: as asked, else one a core but one, at most eight: the training process needs a core too."""
+    if requested is not None:
+        return requested
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min(8, cores - 1))
+
+
+def captions_of(example: Any, classes: Sequence[str] | None, templates: Sequence[str]) -> list[str]:
+    """The captions of an example: its own, else its class in every template.
+
+    Raises:
+        BadSample: it has neither, or its label lies outside the classes.
+    """
+    captions = [caption for caption in example.get("captions") or [] if caption and caption.strip()]
+    if captions:
+        return captions
+    label = example.get("label", UNLABELLED)
+    if label == UNLABELLED or classes is None:
+        raise BadSample("neither a caption nor a label")
+    if not 0 <= label < len(classes):
+        raise BadSample(f"label {label} outside the {len(classes)} classes")
+    return [template.format(classes[label]) for template in templates]
+
+
+class _Encoder:
+    """Turns one example into the tensors of a training batch."""
+
+    def __init__(
+        self,
+        source: Any,
+        transform: TrainTransform,
+        tokenize: Callable[[list[str]], Tensor],
+        templates: Sequence[str],
+        extras: Sequence[str],
+    ) -> None:
+        self.classes = source.classes
+        self.transform = transform
+        self.tokens = functools.lru_cache(maxsize=1 << 16)(lambda text: tokenize([text])[0])
+        self.templates = list(templates)
+        self.extras = list(extras)
+
+    def __call__(self, example: Any, index: int, generator: np.random.Generator) -> dict[str, Any]:
+        captions = captions_of(example, self.classes, self.templates)
+        item = {
+            "image": self.transform(example["image"], generator),
+            "text": self.tokens(captions[int(generator.integers(len(captions)))]),
+            "label": example.get("label", UNLABELLED),
+            "index": index,
+        }
+        if "negative_text" in self.extras:
+            item["negative_text"] = self.tokens(str(generator.choice(example["negative_captions"])))
+        if "negative_image" in self.extras:
+            item["negative_image"] = self.transform(example["negative_image"], generator)
+        for name in ("boxes", "masks", "depth"):
+            if name in self.extras:
+                item[name] = torch.as_tensor(np.asarray(example[name]))
+        return item
+
+
+class TrainingPairs(Dataset):
+    """Map-style source -> encoded items, a batch at a time; a bad item is replaced by its next good neighbour."""
+
+    def __init__(self, source: Any, encoder: _Encoder, seed: int) -> None:
+        self.source = source
+        self.encoder = encoder
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Items of ``(epoch, index)`` keys."""
+        examples = self.source.examples([index for _, index in keys])
+        return [
+            self._item(epoch, index, example) for (epoch, index), example in zip(keys, examples, strict=True)
+        ]
+
+    def _item(self, epoch: int, index: int, example: Any) -> dict[str, Any]:
+        bad: list[tuple[str, str]] = []
+        for _ in range(_TRIES):
+            try:
+                if isinstance(example, BadSample):
+                    raise example
+                item = self.encoder(example, index, sample_generator(self.seed, epoch, index))
+                return {**item, "bad": bad}
+            except BadSample as reason:
+                bad.append((str(index), str(reason)))
+                index = (index + 1) % len(self.source)
+                example = self.source.examples([index])[0]
+        raise ClipxError(f"{_TRIES} samples in a row cannot be used; the last: {bad[-1][1]}")
+
+
+class TrainingStream(IterableDataset):
+    """Stream source -> batches; each carries where its worker stands, so that a resumed run goes on there."""
+
+    def __init__(
+        self,
+        source: Any,
+        encoder: _Encoder,
+        seed: int,
+        batch_size: int,
+        rank: int,
+        world: int,
+        positions: dict[int, tuple[int, int]],
+        first_worker: int,
+    ) -> None:
+        self.source = source
+        self.encoder = encoder
+        self.seed = seed
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world = world
+        self.positions = positions
+        self.first_worker = first_worker
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = torch.utils.data.get_worker_info()
+        workers = info.num_workers if info else 1
+        # Batches come from workers in turn: the worker whose turn it was when the run stopped goes first.
+        worker = ((info.id if info else 0) + self.first_worker) % workers
+        epoch, skip = self.positions.get(worker, (0, 0))
+        items: list[dict[str, Any]] = []
+        bad: list[tuple[str, str]] = []
+        empty = 0
+        while True:
+            count = skip
+            share = dict(rank=self.rank, world=self.world, worker=worker, workers=workers)
+            for example in self.source.stream(seed=self.seed, epoch=epoch, skip=skip, **share):
+                try:
+                    if isinstance(example, BadSample):
+                        raise example
+                    items.append(self.encoder(example, count, sample_generator(self.seed, epoch, count)))
+                except BadSample as reason:
+                    bad.append((f"{self.rank}/{worker}/{epoch}/{count}", str(reason)))
+                count += 1
+                if len(items) == self.batch_size:
+                    yield {**collate(items), "bad": bad, "position": (worker, epoch, count)}
+                    items, bad = [], []
+            empty = empty + 1 if count == skip == 0 or (bad and not items) else 0
+            if empty > 2:
+                raise ClipxError(
+                    f"worker {worker} of {workers} found no usable sample in its share of the data",
+                    hint="use fewer workers (loader.workers=1) or more shards",
+                )
+            epoch, skip = epoch + 1, 0
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack items into a batch; reports of bad samples are joined."""
+    batch: dict[str, Any] = {"bad": [report for item in items for report in item.get("bad", ())]}
+    for name, first in items[0].items():
+        if name == "bad":
+            continue
+        values = [item[name] for item in items]
+        if isinstance(first, Tensor):
+            same = all(value.shape == first.shape for value in values)
+            batch[name] = torch.stack(values) if same else _pad(values)
+        else:
+            batch[name] = torch.tensor(values)
+    return batch
+
+
+def _pad(values: list[Tensor]) -> Tensor:
+    """Stack ragged tensors, the missing rows filled with -1 (False for masks)."""
+    shape = [max(value.shape[axis] for value in values) for axis in range(values[0].ndim)]
+    filled = torch.full((len(values), *shape), -1, dtype=values[0].dtype) if values[0].dtype != torch.bool else None
+    padded = filled if filled is not None else torch.zeros((len(values), *shape), dtype=torch.bool)
+    for row, value in zip(padded, values, strict=True):
+        row[tuple(slice(0, n) for n in value.shape)] = value
+    return padded
+
+
+def training_loader(
+    source: Any,
+    *,
+    transform: TrainTransform,
+    tokenize: Callable[[list[str]], Tensor],
+    templates: Sequence[str] | None = None,
+    extras: Sequence[str] = (),
+    batch_size: int,
+    seed: int,
+    steps: tuple[int, int],
+    workers: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    positions: dict[int, tuple[int, int]] | None = None,
+) -> DataLoader:
+    """Batches of steps ``first`` to ``end`` of a run, for one process.
+
+    Args:
+        source: map-style or stream source.
+        transform: augmentation, drawn from a generator of (seed, epoch, index).
+        tokenize: ``list[str] -> int64 [B, L]``.
+        templates: for examples that have a label and no caption; None for the source's own, else "a photo of a {}.".
+        extras: further batch fields that objectives need.
+        batch_size: of this process.
+        seed: of the run.
+        steps: (first, end).
+        workers: loader processes; None chooses, 0 loads in this process.
+        rank: of this process in ``world``.
+        positions: of a stream's workers, as batches reported them, to go on from.
+
+    Returns:
+        a loader of dicts: image uint8 ``[B, 3, H, W]``, text int64 ``[B, L]``, label, index, ``bad`` (reports of samples
+        passed over) and, from a stream, ``position`` (worker, epoch, count).
+    """
+    workers = worker_count(workers)
+    used = templates or getattr(source, "templates", None) or DEFAULT_TEMPLATES
+    encoder = _Encoder(source, transform, tokenize, used, extras)
+    common: dict[str, Any] = dict(
+        num_workers=workers, pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None
+    )
+    if is_stream(source):
+        first = steps[0] % workers if workers else 0
+        stream = TrainingStream(source, encoder, seed, batch_size, rank, world, positions or {}, first)
+        return DataLoader(stream, batch_size=None, **common)
+    if len(source) < 2:
+        raise ClipxError(f"the data has {len(source)} usable samples, training needs at least 2")
+    order = TrainingOrder(len(source), batch_size, seed, steps, rank, world)
+    return DataLoader(TrainingPairs(source, encoder, seed), batch_sampler=order, collate_fn=collate, **common)
+
+
+class _EvaluationItems(Dataset):
+    def __init__(self, source: Any, preprocess: Callable[[Any], Tensor], limit: int) -> None:
+        self.source = source
+        self.preprocess = preprocess
+        self.limit = limit
+
+    def __len__(self) -> int:
+        return self.limit
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        return [
+            _evaluation_item(example, index, self.preprocess)
+            for index, example in zip(indices, self.source.examples(indices), strict=True)
+        ]
+
+
+class _EvaluationStream(IterableDataset):
+    def __init__(self, source: Any, preprocess: Callable[[Any], Tensor], limit: int | None) -> None:
+        self.source = source
+        self.preprocess = preprocess
+        self.limit = limit
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        examples = self.source.stream(seed=0, epoch=0, rank=0, world=1, worker=0, workers=1, skip=0)
+        for index, example in enumerate(examples):
+            if self.limit is not None and index >= self.limit:
+                return
+            yield _evaluation_item(example, index, self.preprocess)
+
+
+def _evaluation_item(example: Any, index: int, preprocess: Callable[[Any], Tensor]) -> dict[str, Any]:
+    try:
+        if isinstance(example, BadSample):
+            raise example
+        return {
+            "image": preprocess(example["image"]),
+            "label": example.get("label", UNLABELLED),
+            "index": index,
+            "id": example.get("id", str(index)),
+            "captions": list(example.get("captions") or []),
+        }
+    except BadSample as reason:
+        return {"bad": (str(index), str(reason))}
+
+
+def _collate_evaluation(items: list[dict[str, Any]]) -> dict[str, Any]:
+    good = [item for item in items if "bad" not in item]
+    return {
+        "image": torch.stack([item["image"] for item in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
+        "label": torch.tensor([item["label"] for item in good], dtype=torch.int64),
+        "index": torch.tensor([item["index"] for item in good], dtype=torch.int64),
+        "id": [item["id"] for item in good],
+        "captions": [item["captions"] for item in good],
+        "bad": [item["bad"] for item in items if "bad" in item],
+    }
+
+
+def evaluation_loader(
+    source: Any,
+    preprocess: Callable[[Any], Tensor],
+    *,
+    batch_size: int = 256,
+    workers: int | None = None,
+    limit: int | None = None,
+) -> DataLoader:
+    """Every usable item of a source once, in order.
+
+    Args:
+        source: map-style or stream source.
+        preprocess: ``image -> uint8 [3, H, W]``, as ``CLIP.preprocess``.
+        batch_size: items a batch; bad ones are missing from theirs.
+        workers: loader processes; None chooses, 0 loads in this process. A stream is read by one.
+        limit: stop after so many items.
+
+    Returns:
+        a loader of dicts: image uint8 ``[B, 3, H, W]``, label, index int64 ``[B]``, id list[str], captions
+        list[list[str]], bad list of (index, reason).
+    """
+    workers = worker_count(workers)
+    common: dict[str, Any] = dict(batch_size=batch_size, collate_fn=_collate_evaluation)
+    if is_stream(source):
+        return DataLoader(_EvaluationStream(source, preprocess, limit), num_workers=min(workers, 1), **common)
+    count = len(source) if limit is None else min(limit, len(source))
+    if count <= 2 * batch_size:
+        workers = 0  # starting a process would cost more than it saves
+    return DataLoader(_EvaluationItems(source, preprocess, count), num_workers=workers, **common)
+
+
+def count_reasons(bad: dict[str, str]) -> dict[str, int]:
+    """How many samples were passed over for each reason, most frequent first."""
+    return dict(Counter(bad.values()).most_common())
+
+
+__all__ = [
+    "captions_of",
+    "collate",
+    "count_reasons",
+    "evaluation_loader",
+    "is_stream",
+    "to_tensor",
+    "training_loader",
+    "worker_count",
+]

@@ -1,0 +1,156 @@
+"""CLIP: an open_clip model with its tokenizer and preprocessing, as one module."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipx.models.tokenizer import FULL_VOCABULARY, MERGES_FILE, merges
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+MAX_LOG_SCALE = 4.605170185988092
+"""ln 100, the upper bound that CLIP puts on its logit scale (Radford et al. 2021, section 2.5)."""
+
+
+class CLIP(nn.Module):
+    """An image tower and a text tower that map into one space of unit vectors.
+
+    Everything downstream compares an image with a text through ``score``, so that a model whose comparison is not a
+    dot product needs no other change.
+
+    Args:
+        model: an open_clip ``CLIP`` or ``CustomTextCLIP``.
+        tokenizer: ``list[str] -> int64 [B, L]``.
+        model_cfg: the open_clip architecture, as it is saved.
+        preprocess_cfg: open_clip's preprocessing: size, mean, std, interpolation, resize_mode.
+        name: what the user called it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Callable[[list[str]], Tensor],
+        model_cfg: dict[str, Any],
+        preprocess_cfg: dict[str, Any],
+        name: str,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.model_cfg = model_cfg
+        self.preprocess_cfg = preprocess_cfg
+        self.name = name
+        self.register_buffer("mean", torch.tensor(preprocess_cfg["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess_cfg["std"]).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, pixels."""
+        size = self.preprocess_cfg["size"]
+        return int(size) if isinstance(size, int) else int(size[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.logit_scale.device  # type: ignore[union-attr]
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """exp of the learnt log-temperature, a scalar in [1, 100]."""
+        return self.model.logit_scale.exp()  # type: ignore[operator, union-attr]
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """The learnt bias of the pair logits (SigLIP), or None."""
+        return getattr(self.model, "logit_bias", None)
+
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """Embed normalised images ``[B, 3, H, W]`` as ``[B, D]``, unit rows unless ``normalize`` is false."""
+        features = self.model.encode_image(images)  # type: ignore[operator]
+        return functional.normalize(features.float(), dim=-1) if normalize else features
+
+    def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
+        """Embed token ids ``[B, L]`` as ``[B, D]``, unit rows unless ``normalize`` is false."""
+        features = self.model.encode_text(tokens)  # type: ignore[operator]
+        return functional.normalize(features.float(), dim=-1) if normalize else features
+
+    def score(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Compare every image with every text: logits ``[M, N]``, higher is more alike.
+
+        Args:
+            image_features: ``[M, D]`` unit rows.
+            text_features: ``[N, D]`` unit rows.
+        """
+        logits = self.logit_scale * image_features @ text_features.T
+        bias = self.logit_bias
+        return logits if bias is None else logits + bias
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids int64 ``[B, L]`` of texts; longer ones are cut at the context length."""
+        return self.tokenizer(list(texts))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Turn uint8 images ``[B, 3, H, W]`` into what ``encode_image`` takes."""
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std  # type: ignore[operator]
+
+    @functools.cached_property
+    def preprocess(self) -> Callable[[Any], Tensor]:
+        """Resize and crop of an RGB PIL image into uint8 ``[3, H, W]``: open_clip's own transform up to ``ToTensor``."""
+        from clipx.data.transforms import inference_transform
+
+        return inference_transform(self.preprocess_cfg)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the logit scale in [1, 100]; called after every optimizer step."""
+        self.model.logit_scale.clamp_(0.0, MAX_LOG_SCALE)  # type: ignore[union-attr, operator]
+
+    def fingerprint(self) -> str:
+        """A hash of the weights, the architecture and the preprocessing: equal for equal embeddings."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(json.dumps([self.model_cfg, self.preprocess_cfg], sort_keys=True, default=str).encode())
+        for key, value in sorted(self.model.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else
+                          repr(value.item()).encode())
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder that ``open_clip.create_model_and_transforms("local-dir:<folder>")`` loads.
+
+        Holds ``open_clip_config.json``, ``open_clip_model.safetensors`` and, for a small vocabulary, the merges of its
+        tokenizer: ``open_clip.SimpleTokenizer(bpe_path="<folder>/bpe_merges.txt.gz", context_length=...)``.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.model.state_dict().items()}
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        text_cfg = self.model_cfg["text_cfg"]
+        if is_small_vocabulary(text_cfg):
+            (folder / MERGES_FILE).write_bytes(merges(text_cfg["vocab_size"]))
+        return folder
+
+
+def is_small_vocabulary(text_cfg: dict[str, Any]) -> bool:
+    """Whether a text tower uses the cut vocabulary of ``clipx.models.tokenizer``."""
+    foreign = text_cfg.get("hf_tokenizer_name") or text_cfg.get("hf_model_name")
+    return not foreign and text_cfg.get("vocab_size", FULL_VOCABULARY) < FULL_VOCABULARY
+
+
+@torch.no_grad()
+def images_to_features(clip: CLIP, images: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+    """Embed uint8 images ``[B, 3, H, W]`` in inference mode: unit rows float32 ``[B, D]`` on the model's device."""
+    device = clip.device
+    with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+        return clip.encode_image(clip.normalize(images.to(device, non_blocking=True))).float()

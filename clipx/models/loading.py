@@ -1,0 +1,227 @@
+"""Find and build a CLIP: a preset, an open_clip architecture, a hub id, a checkpoint file, a run."""
+
+import contextlib
+import json
+import logging
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clipx.errors import ClipxError, did_you_mean
+from clipx.hub import cache_only_when_unreachable
+from clipx.models.clip import CLIP, CONFIG_FILE, WEIGHTS_FILE, is_small_vocabulary
+from clipx.models.tokenizer import small_tokenizer
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names of the CPU-sized architectures that come with clipx."""
+    return sorted(path.name for path in PRESETS.iterdir() if (path / CONFIG_FILE).is_file())
+
+
+def load(
+    name: str = "tiny",
+    pretrained: str | None = None,
+    *,
+    image_size: int | None = None,
+    context_length: int | None = None,
+    init_logit_scale: float | None = None,
+    init_logit_bias: float | None = None,
+    device: str | torch.device = "cpu",
+) -> CLIP:
+    """Build a CLIP and load its weights.
+
+    Args:
+        name: a preset (``tiny``, ``micro``), an open_clip architecture (``ViT-B-32``), ``hf-hub:org/repo``, or a folder
+            (a run, or one that ``CLIP.save`` or open_clip wrote).
+        pretrained: an open_clip tag (``openai``), a checkpoint file, a run or model folder of the same architecture,
+            ``tiny`` for the weights that ship with clipx; None for random weights (a folder or hub id as ``name``
+            brings its own).
+        image_size: pixels, to change the resolution; position embeddings are interpolated.
+        context_length: tokens, to change the text length.
+        init_logit_scale: log of the initial scale where the weights are random.
+        init_logit_bias: gives the model a learnt bias that starts here (SigLIP); also where the weights have none.
+        device: where to put the model.
+
+    Raises:
+        ClipxError: unknown name or tag, unreachable hub, unreadable or mismatching checkpoint.
+    """
+    import open_clip
+
+    init = {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
+    init = {key: value for key, value in init.items() if value is not None}
+    sizes = {"force_image_size": image_size, "force_context_length": context_length}
+    checkpoint = None
+    own_folder = _model_folder(name)
+    if own_folder is not None:
+        location = f"local-dir:{own_folder}"
+        model_cfg, preprocess_cfg = _read_config(own_folder)
+        load_weights = pretrained is None and own_folder.parent != PRESETS
+        if pretrained is not None:
+            checkpoint = _checkpoint(name, pretrained, model_cfg)
+    elif name.startswith(("hf-hub:", "local-dir:")):
+        location, load_weights, preprocess_cfg = name, True, {}
+        model_cfg = _hub_config(name)
+    else:
+        model_cfg = open_clip.get_model_config(name.replace("/", "-"))
+        if model_cfg is None:
+            raise ClipxError(
+                f"there is no model {name!r}", hint=did_you_mean(name, [*preset_names(), *open_clip.list_models()])
+            )
+        location, load_weights, preprocess_cfg = name, False, {}
+        if pretrained is not None:
+            tags = open_clip.list_pretrained_tags_by_model(name)
+            if pretrained in tags:
+                load_weights = True
+            else:
+                checkpoint = _checkpoint(name, pretrained, model_cfg, tags)
+
+    model = _create(location, pretrained if load_weights and own_folder is None else None, load_weights, sizes, init)
+    if checkpoint is not None:
+        _load_checkpoint(model, checkpoint, name)
+    if init_logit_bias is not None and not _stored_bias(model, load_weights or checkpoint is not None):
+        nn.init.constant_(model.logit_bias, init_logit_bias)  # type: ignore[arg-type]
+
+    model_cfg = _final_config(model_cfg, image_size, context_length, init)
+    preprocess_cfg = {**_default_preprocess(), **preprocess_cfg, **open_clip.model.get_model_preprocess_cfg(model)}
+    return CLIP(model, _tokenizer(name, location, model_cfg), model_cfg, preprocess_cfg, Path(name).name).to(device)
+
+
+def _default_preprocess() -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from open_clip.transform import PreprocessCfg
+
+    return asdict(PreprocessCfg())
+
+
+def _model_folder(name: str) -> Path | None:
+    """The folder that holds a model of this name: a preset, a run, a model folder; None where it is no folder."""
+    path = Path(name.removeprefix("local-dir:"))
+    for folder in (PRESETS / name, path, path / "model"):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    if path.is_dir():
+        raise ClipxError(
+            f"{path} holds no model: there is no {CONFIG_FILE}",
+            hint="a run writes model/ when it completes; --resume finishes an interrupted one",
+        )
+    return None
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return config["model_cfg"], config.get("preprocess_cfg", {})
+    except (OSError, ValueError, KeyError) as error:
+        raise ClipxError(f"{folder / CONFIG_FILE} is not an open_clip configuration: {error}") from error
+
+
+def _hub_config(name: str) -> dict[str, Any]:
+    import open_clip
+
+    try:
+        with cache_only_when_unreachable():
+            return open_clip.get_model_config(name)
+    except Exception as error:  # the hub client raises a dozen types, all mean: not to be had
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> ClipxError:
+    return ClipxError(
+        f"cannot get {name}: {_first_line(error)}",
+        hint="is there a network? A downloaded checkpoint works offline: model.pretrained=PATH",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+
+
+def _checkpoint(name: str, pretrained: str, model_cfg: dict[str, Any], tags: list[str] | None = None) -> Path:
+    """The weights file that ``pretrained`` names, checked to be of this architecture where a config says so."""
+    path = Path(pretrained)
+    if path.is_file():
+        return path
+    folder = _model_folder(pretrained)
+    if folder is None:
+        choices = [*(tags or []), *preset_names()]
+        raise ClipxError(f"{name} has no pretrained weights {pretrained!r}", hint=did_you_mean(pretrained, choices))
+    other, _ = _read_config(folder)
+    if _towers(other) != _towers(model_cfg):
+        raise ClipxError(
+            f"{pretrained} holds another architecture than {name}", hint=f"use its own: model={pretrained}"
+        )
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ClipxError(f"{folder} has no weights ({WEIGHTS_FILE})")
+    return folder / WEIGHTS_FILE
+
+
+def _towers(model_cfg: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in model_cfg.items() if not key.startswith("init_")}
+
+
+def _create(
+    location: str, pretrained: str | None, load_weights: bool, sizes: dict[str, Any], init: dict[str, Any]
+) -> nn.Module:
+    import open_clip
+
+    quiet = logging.getLogger()
+    level = quiet.level
+    quiet.setLevel(logging.CRITICAL)  # open_clip logs each error it raises, and warns where weights are not wanted
+    try:
+        with cache_only_when_unreachable() if load_weights else contextlib.nullcontext():
+            return open_clip.create_model(location, pretrained, load_weights=load_weights, **sizes, **init)
+    except Exception as error:  # download, decode and shape errors of many types: one answer to the user
+        if "size mismatch" in str(error) or "Missing key" in str(error):
+            raise ClipxError(f"the weights of {location} do not fit it: {_first_line(error)}") from error
+        raise _unreachable(f"{location} {pretrained or ''}".strip(), error) from error
+    finally:
+        quiet.setLevel(level)
+
+
+def _load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
+    import open_clip
+
+    try:
+        open_clip.load_checkpoint(model, str(path), weights_only=True)
+    except Exception as error:  # unpickling, missing keys, size mismatch: all mean the file does not fit
+        raise ClipxError(
+            f"{path} is not a checkpoint of {name}: {_first_line(error)}",
+            hint="name the architecture it was trained with: model=ARCHITECTURE model.pretrained=PATH",
+        ) from error
+
+
+def _stored_bias(model: nn.Module, loaded: bool) -> bool:
+    """Whether a bias came with the weights; open_clip fills a missing one with zero."""
+    return loaded and bool(model.logit_bias.detach().ne(0).any())  # type: ignore[union-attr, operator]
+
+
+def _final_config(
+    model_cfg: dict[str, Any], image_size: int | None, context_length: int | None, init: dict[str, Any]
+) -> dict[str, Any]:
+    final = deepcopy(model_cfg)
+    if image_size is not None:
+        final["vision_cfg"]["image_size"] = image_size
+    if context_length is not None:
+        final["text_cfg"]["context_length"] = context_length
+    return {**final, **init}
+
+
+def _tokenizer(name: str, location: str, model_cfg: dict[str, Any]) -> Any:
+    import open_clip
+
+    text_cfg = model_cfg["text_cfg"]
+    if is_small_vocabulary(text_cfg):
+        return small_tokenizer(text_cfg["vocab_size"], text_cfg.get("context_length", 77))
+    try:
+        with cache_only_when_unreachable() if text_cfg.get("hf_tokenizer_name") else contextlib.nullcontext():
+            return open_clip.get_tokenizer(location, context_length=text_cfg.get("context_length"))
+    except ImportError as error:
+        raise ClipxError(f"the tokenizer of {name} needs transformers", hint="pip install transformers") from error
+    except Exception as error:  # a tokenizer on the hub
+        raise _unreachable(f"the tokenizer of {name}", error) from error
