@@ -1,0 +1,106 @@
+"""InfoNCE: each image picks its own caption among all captions of the batch, each caption its image."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipx.errors import ClipxError
+from clipx.training.distributed import gather_rows, world
+from clipx.training.encoded import Encoded
+
+
+def info_nce(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    targets: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    all_image: Tensor | None = None,
+    all_text: Tensor | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """The symmetric contrastive loss, the mean of its image-to-text and text-to-image cross-entropies.
+
+    Args:
+        image: ``[B, D]`` unit rows.
+        text: ``[B, D]`` unit rows, row i the caption of image i.
+        logit_scale: the inverse temperature s = exp(t), > 0.
+        targets: soft targets ``[B, M]``, rows sum to 1, of both directions; None for row i <-> row ``offset + i``.
+        label_smoothing: in [0, 1).
+        all_image: candidates ``[M, D]`` of the texts, with ``image`` at rows ``offset`` to ``offset + B``; None: ``image``.
+        all_text: candidates ``[M, D]`` of the images; None: ``text``.
+        offset: of this process's rows among the candidates.
+
+    Returns:
+        a scalar, 0 or more.
+
+    Raises:
+        ClipxError: fewer than two candidates (the loss would be constant), or towers of different width.
+
+    Source: Radford et al. 2021, figure 3; van den Oord et al. 2018, equation 4.
+    """
+    all_image = image if all_image is None else all_image
+    all_text = text if all_text is None else all_text
+    if image.shape[-1] != text.shape[-1]:
+        raise ClipxError(f"image embeddings have {image.shape[-1]} dimensions, text embeddings {text.shape[-1]}")
+    if len(all_text) < 2:
+        raise ClipxError("a contrastive batch needs at least 2 pairs", hint="raise training.batch_size")
+    wanted = torch.arange(offset, offset + len(image), device=image.device) if targets is None else targets
+    image_to_text = logit_scale * image @ all_text.T
+    text_to_image = logit_scale * text @ all_image.T
+    smooth = {"label_smoothing": label_smoothing}
+    return (
+        functional.cross_entropy(image_to_text, wanted, **smooth)
+        + functional.cross_entropy(text_to_image, wanted, **smooth)
+    ) / 2
+
+
+class InfoNCE(nn.Module):
+    """The objective of CLIP over the batches of all processes.
+
+    With ``local_loss`` and ``gather_with_grad`` (the default) each process scores its own rows against everyone's, and
+    the averaged gradient equals that of one process with the whole batch. Without gradient and without local loss, the
+    towers' gradient is 1/W of it while the scale's is whole (open_clip's default). The third pairing, local without
+    gradient, points elsewhere and is refused.
+
+    Args:
+        label_smoothing: in [0, 1).
+        local_loss: score only this process's rows.
+        gather_with_grad: let gradient flow through the gathered rows.
+
+    Source: Radford et al. 2021; the modes are open_clip's.
+    """
+
+    needs = ("image", "text")
+
+    def __init__(
+        self, label_smoothing: float = 0.0, local_loss: bool = True, gather_with_grad: bool = True
+    ) -> None:
+        super().__init__()
+        if local_loss and not gather_with_grad:
+            raise ClipxError(
+                "local_loss=true with gather_with_grad=false gives wrong gradients", hint="set gather_with_grad=true"
+            )
+        self.label_smoothing = label_smoothing
+        self.local_loss = local_loss
+        self.gather_with_grad = gather_with_grad
+
+    def forward(self, encoded: Encoded) -> dict[str, Tensor]:
+        """``{"infonce": loss}`` of an encoded batch."""
+        image, text = encoded.image(), encoded.text()
+        all_image = gather_rows(image, self.gather_with_grad)
+        all_text = gather_rows(text, self.gather_with_grad)
+        offset = world()[0] * len(image)
+        if not self.local_loss:
+            image, text, offset = all_image, all_text, 0
+        loss = info_nce(
+            image,
+            text,
+            encoded.logit_scale,
+            label_smoothing=self.label_smoothing,
+            all_image=all_image,
+            all_text=all_text,
+            offset=offset,
+        )
+        return {"infonce": loss}

@@ -1,0 +1,62 @@
+"""A batch as objectives see it: embedded on first use, once a field, however many objectives ask."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipx.errors import ClipxError
+from clipx.models.clip import CLIP
+
+
+class Encoded:
+    """Embeddings of a batch.
+
+    Args:
+        clip: the model.
+        batch: images uint8 ``[B, 3, H, W]``, token ids int64 ``[B, L]``, on the model's device.
+    """
+
+    def __init__(self, clip: CLIP, batch: dict[str, Any]) -> None:
+        self.clip = clip
+        self.batch = batch
+        self._cache: dict[str, Tensor] = {}
+
+    def __getitem__(self, field: str) -> Any:
+        """A raw field of the batch."""
+        if field not in self.batch:
+            raise ClipxError(f"the batch has no field {field!r}, only {', '.join(sorted(self.batch))}")
+        return self.batch[field]
+
+    def image(self, field: str = "image") -> Tensor:
+        """Unit image embeddings float32 ``[B, D]`` of this process's rows."""
+        if field not in self._cache:
+            self._cache[field] = self.clip.encode_image(self.clip.normalize(self[field]))
+        return self._cache[field]
+
+    def text(self, field: str = "text") -> Tensor:
+        """Unit text embeddings float32 ``[B, D]`` of this process's rows."""
+        if field not in self._cache:
+            self._cache[field] = self.clip.encode_text(self[field])
+        return self._cache[field]
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """exp of the learnt log-temperature."""
+        return self.clip.logit_scale
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """The learnt bias of the pair logits, or None."""
+        return self.clip.logit_bias
+
+    def check_finite(self) -> None:
+        """Name the tower that produced NaN or infinity.
+
+        Raises:
+            ClipxError: an embedding of the batch is not finite.
+        """
+        for field, features in self._cache.items():
+            if not torch.isfinite(features).all():
+                tower = "image" if field in {"image", "negative_image"} else "text"
+                raise ClipxError(f"the {tower} tower gives embeddings of {field!r} that are not finite")
