@@ -39,8 +39,8 @@ class Outcomes:
 def outcomes(logits: Tensor | ArrayLike, labels: Tensor | ArrayLike) -> Outcomes:
     """Reduce logits to outcomes; rows labelled -1 are passed over.
 
-    Equal scores go to the class of the lower index, so that top-1 is what ``argmax`` says and what the diagonal
-    of the confusion matrix counts.
+    Equal scores go to the class of the lower index, so that top-1 is what ``argmax`` says and what the
+    diagonal of the confusion matrix counts.
 
     Args:
         logits: ``[N, C]``, any float dtype; -inf rules a class out.
@@ -76,7 +76,7 @@ def _check_range(labels: Tensor, classes: int) -> None:
     if len(outside):
         raise ClipxError(
             f"label {int(outside[0])} is outside the {classes} classes ({len(outside)} such rows)",
-            hint=f"labels count from 0 to {classes - 1}, -1 means unlabelled; are these this data's class names?",
+            hint=f"labels count from 0 to {classes - 1}, -1 means unlabelled; are these its class names?",
         )
 
 
@@ -126,7 +126,7 @@ def _per_class_counts(seen: Outcomes) -> tuple[NDArray[np.int64], NDArray[np.int
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class of the per-class table; recall and precision in [0, 1], None where the denominator is empty."""
+    """One class of the per-class table; recall and precision in [0, 1], None where nothing counts."""
 
     name: str
     support: int
