@@ -1,0 +1,1 @@
+"""The procedural world: scenes of coloured shapes with captions and full ground truth."""
