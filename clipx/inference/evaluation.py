@@ -1,0 +1,103 @@
+"""How good a CLIP is on a split, without training anything: zero-shot classification and retrieval."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipx.data.fields import UNLABELLED
+from clipx.data.loading import DEFAULT_TEMPLATES, evaluation_loader, is_stream
+from clipx.features.encode import embed_texts, evaluating
+from clipx.features.selection import evenly
+from clipx.inference.zero_shot import class_logits, zero_shot_classifier
+from clipx.models.clip import CLIP, images_to_features
+from clipx.tasks.classification import Outcomes, accuracy, join, outcomes
+from clipx.tasks.intervals import Estimate, flatten
+from clipx.tasks.retrieval import distinct_texts, retrieval
+
+
+def classification_outcomes(
+    clip: CLIP, image: Tensor, labels: Tensor, class_names: Sequence[str], templates: Sequence[str]
+) -> Outcomes:
+    """Zero-shot outcomes of the labelled rows of image embeddings ``[N, D]``, labels int64 ``[N]``."""
+    labelled = labels != UNLABELLED
+    image, labels = image[labelled], labels[labelled]
+    classifier = zero_shot_classifier(clip, class_names, templates)
+    return join(outcomes(logits.cpu(), labels[rows]) for rows, logits in class_logits(clip, image, classifier))
+
+
+def retrieval_estimates(clip: CLIP, image: Tensor, text: Tensor, pairs: Any) -> dict[str, Estimate]:
+    """Retrieval both ways, compared as the model compares.
+
+    Args:
+        clip: the model.
+        image: ``[M, D]`` unit rows.
+        text: ``[N, D]`` unit rows.
+        pairs: (image, text) indices that belong together, int64 ``[P, 2]``.
+    """
+    with evaluating(clip):
+        return retrieval(clip.score, image.to(clip.device), text.to(clip.device), pairs)
+
+
+class Evaluation:
+    """Measures models on one split, anew at every call; what a frozen model needs is in ``clipx.features``.
+
+    Args:
+        source: map-style or stream source.
+        templates: prompts with one ``{}``; None for the source's own, else "a photo of a {}.".
+        batch_size: images, and texts, a step.
+        workers: loader processes; None chooses.
+        limit: look at so many items, evenly spread (of a stream: the first).
+
+    Attributes:
+        skipped: samples passed over in the last call, by reason.
+        key_metric: the one number to judge by: ``top1`` where there are classes, else ``image_to_text_recall@1``.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        templates: Sequence[str] | None = None,
+        batch_size: int = 256,
+        workers: int | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.source = source if limit is None or is_stream(source) else evenly(source, limit)
+        self.templates = list(templates or source.templates or DEFAULT_TEMPLATES)
+        self.batch_size = batch_size
+        self.workers = workers
+        self.limit = limit
+        self.skipped: dict[str, int] = {}
+        self.key_metric = "top1" if source.classes and len(source.classes) > 1 else "image_to_text_recall@1"
+
+    def __call__(self, clip: CLIP) -> dict[str, float]:
+        """Metrics in [0, 1] (ranks from 1) by name, each with the half width of its 95% interval as ``<name>_ci``."""
+        features, labels, captions = self._embed(clip)
+        estimates: dict[str, Estimate] = {}
+        classes = self.source.classes
+        if classes and len(classes) > 1 and (labels != UNLABELLED).any():
+            estimates |= accuracy(classification_outcomes(clip, features, labels, classes, self.templates))
+        if any(captions):
+            texts, pairs = distinct_texts(captions)
+            text = embed_texts(clip, texts, batch_size=self.batch_size)
+            estimates |= retrieval_estimates(clip, features, text, pairs)
+        return flatten(estimates)
+
+    def _embed(self, clip: CLIP) -> tuple[Tensor, Tensor, list[list[str]]]:
+        features, labels, captions = [], [], []
+        skipped: Counter[str] = Counter()
+        loader = evaluation_loader(
+            self.source, clip.preprocess, batch_size=self.batch_size, workers=self.workers, limit=self.limit
+        )
+        with evaluating(clip):
+            for batch in loader:
+                if len(batch["image"]):
+                    features.append(images_to_features(clip, batch["image"]).cpu())
+                    labels.append(batch["label"])
+                    captions += batch["captions"]
+                skipped.update(reason for _, reason in batch["bad"])
+        self.skipped = dict(skipped.most_common())
+        return torch.cat(features), torch.cat(labels), captions

@@ -1,0 +1,60 @@
+"""Parts that several recipes build from their configuration in the same way."""
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from clipx.config import build
+from clipx.data.loading import is_stream
+from clipx.training.optimizer import parameter_groups
+
+_EXTRAS = {"negative_captions": "negative_text"}
+
+
+def open_source(node: DictConfig, split: str) -> Any:
+    """The source of ``conf/data/<name>.yaml`` for a split: train, validation or test."""
+    return build(node, split=split)
+
+
+def batch_fields(source: Any) -> set[str]:
+    """Batch fields that a source gives, judged by its first example; of a stream: images, texts and labels."""
+    fields = {"image", "text", "label", "index"}
+    if is_stream(source):
+        return fields
+    example = source.examples([0])[0]
+    if isinstance(example, dict):
+        fields |= {_EXTRAS.get(name, name) for name in example if name not in {"captions", "id"}}
+    return fields
+
+
+def build_objectives(config: DictConfig) -> tuple[dict[str, torch.nn.Module], dict[str, float]]:
+    """The card's objectives and their weights, by name."""
+    objectives, weights = {}, {}
+    for name, node in config.items():
+        options: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+        weights[str(name)] = float(options.pop("weight", 1.0))
+        objectives[str(name)] = build(OmegaConf.create(options))
+    return objectives, weights
+
+
+def build_optimizer(config: DictConfig, module: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of ``conf/optim/<name>.yaml`` over a module's parameter groups."""
+    options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    groups = parameter_groups(module, options.pop("weight_decay", 0.0))
+    return build(OmegaConf.create(options), groups)
+
+
+def flat(config: DictConfig) -> dict[str, Any]:
+    """A configuration as ``a.b.c -> plain value``, which every tracker takes."""
+    values: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), item)
+        else:
+            values[prefix] = value if isinstance(value, (bool, int, float, str)) else str(value)
+
+    walk("", OmegaConf.to_container(config, resolve=True))
+    return values

@@ -1,0 +1,55 @@
+"""The model and what it minimises, as the one module that DDP, FSDP and torch.compile see."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipx.models.clip import CLIP
+from clipx.training.encoded import Encoded
+
+
+class TrainingModule(nn.Module):
+    """A CLIP and its weighted objectives; heads and queues that an objective owns train and checkpoint with it.
+
+    Args:
+        clip: the model.
+        objectives: name -> module with ``needs`` and ``forward(encoded) -> {name: scalar}``.
+        weights: name -> factor of its terms in the sum, 1 where missing.
+    """
+
+    def __init__(
+        self, clip: CLIP, objectives: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__()
+        self.clip = clip
+        self.objectives = nn.ModuleDict(objectives)
+        self.weights = dict(weights or {})
+
+    @property
+    def needs(self) -> list[str]:
+        """Batch fields that the objectives ask for."""
+        return sorted({field for objective in self.objectives.values() for field in objective.needs})
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Every term, unweighted, and their weighted sum as ``loss``."""
+        encoded = Encoded(self.clip, batch)
+        terms: dict[str, Tensor] = {}
+        total: Tensor | float = 0.0
+        for name, objective in self.objectives.items():
+            # Softmax and log-sigmoid of logits that reach 100 need float32 whatever the towers run in.
+            found = _in_float32(objective, encoded)
+            terms.update(found)
+            total = total + self.weights.get(name, 1.0) * torch.stack(list(found.values())).sum()
+        return {**terms, "loss": total}  # type: ignore[dict-item]
+
+
+def _in_float32(objective: nn.Module, encoded: Encoded) -> dict[str, Tensor]:
+    for field in objective.needs:  # type: ignore[union-attr]
+        if field in {"image", "negative_image"}:
+            encoded.image(field)
+        elif field in {"text", "negative_text"}:
+            encoded.text(field)
+    with torch.autocast(encoded.clip.device.type, enabled=False):
+        return objective(encoded)
