@@ -1,6 +1,7 @@
 """What a caption says of a scene (as statements), and how a language says it."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from clipx.data.scenes.draws import Draws
 from clipx.data.scenes.languages import LANGUAGES
@@ -54,7 +55,7 @@ def _everything(scene: Scene, groups: Sequence[tuple[Thing, int]]) -> tuple[Stat
         full = Description(thing.colour, thing.shape, thing.size, thing.texture)
         statements.append(There(full, 1) if count == 1 else There(named(thing), count))
     single = [thing for thing, count in groups if count == 1]
-    for first, second in zip(single, single[1:], strict=False):
+    for first, second in pairwise(single):
         how = relation(first, second)
         if how is not None:
             statements.append(Related(named(first), how, named(second)))

@@ -1,4 +1,4 @@
-"""Random numbers that are pure functions of (seed, stream, index, position): counter-based, so order never matters."""
+"""Random numbers as pure functions of (seed, stream, index, position): counter-based, so order never matters."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 T = TypeVar("T")
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
-CHUNK = 32
+CHUNK = 64
 
 
 def stream_key(*names: object) -> int:

@@ -65,7 +65,7 @@ def _overlapping_layout(radii: Sequence[float], draws: Draws) -> list[Place] | N
     first, second = radii[0], radii[1]
     low, high = first + MARGIN, 1 - first - MARGIN
     x, y = draws.uniform(low, high), draws.uniform(low, high)
-    # At 0.62 to 0.78 of the touching distance the nearer thing covers the edge of the farther one, not its middle.
+    # At this share of the touching distance the nearer thing covers the farther one's edge, not its middle.
     distance = draws.uniform(0.62, 0.78) * (first + second)
     turn = draws.uniform(0, 2 * math.pi)
     other_x, other_y = x + distance * math.cos(turn), y + distance * math.sin(turn)

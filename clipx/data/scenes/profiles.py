@@ -10,7 +10,7 @@ from clipx.data.scenes.draws import stream_key, uniforms
 
 
 def zipf_weights(count: int, exponent: float) -> np.ndarray:
-    """Class probabilities proportional to ``1 / rank ** exponent``: float64 [count]; exponent 0 is uniform."""
+    """Probabilities proportional to ``1 / rank ** exponent``: float64 [count]; exponent 0 is uniform."""
     weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
     return weights / weights.sum()
 
@@ -40,10 +40,10 @@ def _shuffled_block(key: int, block: int, count: int) -> tuple[int, ...]:
 
 
 def balanced(key: int, index: int, classes: int, counts: int) -> tuple[int, int]:
-    """Class and number-of-objects rank of an example of a split in which every class meets every count equally often.
+    """Class and number of objects of an example of a split in which every class meets every number equally often.
 
-    Every block of ``classes`` examples holds each class once, shuffled; over ``counts`` blocks each class takes each
-    count once.
+    Every block of ``classes`` examples holds each class once, shuffled; over ``counts`` blocks each class takes
+    each count once.
 
     Returns:
         (class index, count index), both pure functions of the arguments.

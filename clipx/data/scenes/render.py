@@ -2,21 +2,22 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from clipx.data.scenes import surfaces
-from clipx.data.scenes.shapes import REACH, TABLE, table
+from clipx.data.scenes.shapes import REACH, table
 from clipx.data.scenes.vocabulary import TINTS
 from clipx.data.scenes.world import Background, Scene, Thing
 
-CELLS = (TABLE - 1) / (2 * REACH)
-FINE_ABOVE = 30.0
-"""Radius in pixels above which tables are interpolated; below, the nearest cell is within a sixteenth of a pixel."""
+LEVELS = ((8.0, 96), (16.0, 192), (32.0, 384))
+"""Table side by largest radius in pixels: the nearest cell is then within a ninth of a pixel, and tables stay small
+enough for the processor's cache. Above the last radius the last table is interpolated."""
 
 
 def paint(scene: Scene, size: int) -> np.ndarray:
-    """The scene before style and words: float32 [size, size, 3], sRGB 0..255."""
+    """The scene before style and words: float32 [3, size, size], sRGB 0..255."""
     image = ground(scene.background, size)
     for thing in sorted(scene.things, key=lambda thing: -thing.depth):
         _add(image, thing, size)
@@ -24,9 +25,9 @@ def paint(scene: Scene, size: int) -> np.ndarray:
 
 
 def ground(background: Background, size: int) -> np.ndarray:
-    """The background alone: float32 [size, size, 3], sRGB 0..255."""
-    colour = np.array(TINTS[background.tint][background.tone], dtype=np.float32)
-    image = np.empty((size, size, 3), dtype=np.float32)
+    """The background alone: float32 [3, size, size], sRGB 0..255."""
+    colour = np.array(TINTS[background.tint][background.tone], dtype=np.float32)[:, None, None]
+    image = np.empty((3, size, size), dtype=np.float32)
     if background.kind == "plain":
         image[:] = colour
         return image
@@ -41,79 +42,103 @@ def ground(background: Background, size: int) -> np.ndarray:
             whole = surfaces.pattern(size, int(background.variant * surfaces.PATTERNS))
             strength = np.float32(9.0)
         field = whole[row : row + size, column : column + size]
-    # Scaled by the colour, dark grounds would lose their pattern; added, light ones stay within range.
-    np.add(field[:, :, None] * strength, colour, out=image)
+    # Scaled by the colour, dark grounds would lose their pattern; so it is added.
+    np.add(field * strength, colour, out=image)
+    np.minimum(image, 255, out=image)
     return image
 
 
-def _look_up(thing: Thing, size: int) -> tuple[slice, slice, np.ndarray, np.ndarray] | None:
-    """Rows, columns, the table's [h, w, 3] values there, and the [h, w] light; None where the thing is outside."""
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Where a thing falls on the pixel grid: its rows and columns, and how to look its tables up there."""
+
+    rows: slice
+    columns: slice
+    side: int
+    cell: np.ndarray
+    right: np.ndarray | None
+    lower: np.ndarray | None
+
+    def sample(self, values: np.ndarray) -> np.ndarray:
+        """Values of a table, [side**2], at every pixel of the footprint: [h, w]."""
+        if self.right is None or self.lower is None:
+            return values.take(self.cell, mode="clip")
+        upper, lower = self.cell, self.cell + self.side
+        above = values.take(upper, mode="clip") * (1 - self.right)
+        above += values.take(upper + 1, mode="clip") * self.right
+        below = values.take(lower, mode="clip") * (1 - self.right)
+        below += values.take(lower + 1, mode="clip") * self.right
+        return above + (below - above) * self.lower
+
+
+def footprint(thing: Thing, size: int) -> Footprint | None:
+    """The pixels that a thing or its shadow may touch; None where that is none."""
     radius, x, y = thing.radius * size, thing.x * size, thing.y * size
-    reach = radius * 1.3
-    top, bottom = max(0, int(y - reach)), min(size, int(y + reach) + 2)
-    left, right = max(0, int(x - reach)), min(size, int(x + reach) + 2)
+    near, far = radius * 1.12, radius * 1.3
+    top, bottom = max(0, int(y - near)), min(size, int(y + far) + 1)
+    left, right = max(0, int(x - near)), min(size, int(x + far) + 1)
     if top >= bottom or left >= right:
         return None
-    step = CELLS / radius
+    side = next((side for most, side in LEVELS if radius <= most), LEVELS[-1][1])
+    step = (side - 1) / (2 * REACH) / radius
     cosine, sine = math.cos(thing.angle) * step, math.sin(thing.angle) * step
-    across = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - x)
-    down = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - y))[:, None]
-    middle = np.float32((TABLE - 1) / 2)
-    u = across * np.float32(cosine) + (down * np.float32(sine) + middle)
-    v = down * np.float32(cosine) + (middle - across * np.float32(sine))
-    np.clip(u, 0, TABLE - 1.001, out=u)
-    np.clip(v, 0, TABLE - 1.001, out=v)
-    values, pattern = table(thing.shape), surfaces.texture(thing.texture)
-    if radius <= FINE_ABOVE:
-        cell = (v + np.float32(0.5)).astype(np.intp) * TABLE + (u + np.float32(0.5)).astype(np.intp)
-        found = values[cell]
-        light = found[:, :, 1] if pattern is None else found[:, :, 1] + pattern[cell]
-    else:
-        column, row = u.astype(np.intp), v.astype(np.intp)
-        cell, right_share, lower_share = row * TABLE + column, (u - column)[:, :, None], (v - row)[:, :, None]
-        upper = values[cell] * (1 - right_share) + values[cell + 1] * right_share
-        lower = values[cell + TABLE] * (1 - right_share) + values[cell + TABLE + 1] * right_share
-        found = upper * (1 - lower_share) + lower * lower_share
-        light = found[:, :, 1]
-        if pattern is not None:
-            light = light + pattern[cell]
-    return slice(top, bottom), slice(left, right), found, light
+    nearest = radius <= LEVELS[-1][0]
+    middle = (side - 1) / 2 + (0.5 if nearest else 0.0)
+    across = np.arange(left + 0.5 - x, right - x, dtype=np.float32)
+    down = np.arange(top + 0.5 - y, bottom - y, dtype=np.float32)[:, None]
+    u = across * np.float32(cosine) + (down * np.float32(sine) + np.float32(middle))
+    v = across * np.float32(-sine) + (down * np.float32(cosine) + np.float32(middle))
+    # A corner may fall off the table: it then reads another edge cell, and beyond the edge all cells are alike.
+    row = np.floor(v)
+    if nearest:
+        row *= side
+        row += u
+        return Footprint(slice(top, bottom), slice(left, right), side, row.astype(np.intp), None, None)
+    column = np.floor(u)
+    cell = (row * side + column).astype(np.intp)
+    return Footprint(slice(top, bottom), slice(left, right), side, cell, u - column, v - row)
 
 
 def _add(image: np.ndarray, thing: Thing, size: int) -> None:
-    looked_up = _look_up(thing, size)
-    if looked_up is None:
+    place = footprint(thing, size)
+    if place is None:
         return
-    rows, columns, found, light = looked_up
-    cover = np.clip(np.float32(0.5) - found[:, :, 0] * np.float32(thing.radius * size), 0, 1)[:, :, None]
-    shade = np.clip(light * np.float32(surfaces.SHADES), 0, surfaces.SHADES - 1).astype(np.intp)
-    patch = image[rows, columns]
-    patch *= 1 - found[:, :, 2:]
-    patch += cover * (surfaces.shades(thing.colour)[shade] - patch)
+    distance, sunlit = table(thing.shape, place.side)
+    cover = place.sample(distance)
+    cover *= np.float32(-thing.radius * size)
+    cover += np.float32(0.5)
+    np.maximum(cover, 0, out=cover)
+    np.minimum(cover, 1, out=cover)
+    shade = place.sample(surfaces.shade_table(thing.shape, thing.texture, place.side)).astype(np.intp)
+    patch = image[:, place.rows, place.columns]
+    patch *= place.sample(sunlit)
+    paint = surfaces.shades(thing.colour).take(shade, axis=1)
+    paint -= patch
+    paint *= cover
+    patch += paint
 
 
 def to_pixels(image: np.ndarray) -> np.ndarray:
-    """Round float 0..255 to uint8, in the same shape."""
-    return np.clip(image + np.float32(0.5), 0, 255).astype(np.uint8)
+    """Round float [3, H, W] in 0..255 to uint8 [H, W, 3]."""
+    return (image + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0).copy()
 
 
 def masks(scene: Scene, size: int) -> np.ndarray:
-    """Visible pixels of every thing, in the order of ``scene.things``: bool [K, size, size]; no two share a pixel."""
+    """Visible pixels of every thing, in the order of ``scene.things``: bool [K, size, size], disjoint."""
     result = np.zeros((len(scene.things), size, size), dtype=bool)
     for number in sorted(range(len(scene.things)), key=lambda number: -scene.things[number].depth):
         thing = scene.things[number]
-        looked_up = _look_up(thing, size)
-        if looked_up is None:
+        place = footprint(thing, size)
+        if place is None:
             continue
-        rows, columns, found, _ = looked_up
-        inside = found[:, :, 0] <= 0
-        result[:, rows, columns] &= ~inside
-        result[number, rows, columns] = inside
+        inside = place.sample(table(thing.shape, place.side)[0]) <= 0
+        result[:, place.rows, place.columns] &= ~inside
+        result[number, place.rows, place.columns] = inside
     return result
 
 
 def boxes(visible: np.ndarray) -> np.ndarray:
-    """Extents of masks: float32 [K, 4], x0, y0, x1, y1 in pixels, x1 and y1 exclusive; -1 where nothing is visible."""
+    """Extents of masks: float32 [K, 4], x0, y0, x1, y1 in pixels, x1 and y1 exclusive; -1 where none is visible."""
     result = np.full((len(visible), 4), -1, dtype=np.float32)
     for number, mask in enumerate(visible):
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from clipx.data.scenes.draws import Draws
 from clipx.data.scenes.placement import Place, place_apart, place_overlapping
@@ -11,6 +12,7 @@ from clipx.data.scenes.world import Background, Scene, Thing
 
 ENOUGH_CONTRAST = 42.0
 LEAN = 0.16
+TINT_NAMES = tuple(TINTS)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class World:
     repeats: float
     overlap: float
 
-    @property
+    @cached_property
     def classes(self) -> list[tuple[str, str]]:
         """Every (colour, shape), colour by colour; the class index is the position in this list."""
         return [(colour, shape) for colour in self.colours for shape in self.shapes]
@@ -67,7 +69,7 @@ def sample(
 
 
 def _kinds(world: World, profile: ClassProfile, first: int, count: int, draws: Draws) -> list[int]:
-    """Class of every thing: all different, or the first one several times, so that a caption can name each."""
+    """Class of every thing: all different, or the first several times, so that a caption can name each."""
     kinds = [first]
     if count == 1:
         return kinds
@@ -98,16 +100,16 @@ def _places(world: World, sizes: Sequence[int], draws: Draws) -> tuple[list[Plac
 
 def partner(world: World, shape: str) -> tuple[str, str]:
     """The (tint, kind) of the background that goes with a shape when backgrounds are spurious."""
-    rank, tints = world.shapes.index(shape), list(TINTS)
+    rank, tints = world.shapes.index(shape), TINT_NAMES
     return tints[rank % len(tints)], world.backgrounds[(rank // len(tints)) % len(world.backgrounds)]
 
 
 def _background(world: World, things: Sequence[Thing], draws: Draws, spurious: float) -> Background:
-    kind, tint = draws.choice(world.backgrounds), draws.choice(tuple(TINTS))
+    kind, tint = draws.choice(world.backgrounds), draws.choice(TINT_NAMES)
     chance, tone_draw = draws.uniform(), draws.uniform()
     if chance < spurious:
         tint, kind = partner(world, things[0].shape)
-    # Tone is the one thing left free to keep every object visible, so tint and kind stay independent of the colours.
+    # Tone alone is left free to keep every object visible: tint and kind stay independent of the colours.
     clear = [min(contrast(thing.colour, tint, tone) for thing in things) for tone in range(len(TONES))]
     good = [tone for tone, value in enumerate(clear) if value >= ENOUGH_CONTRAST]
     tone = good[int(tone_draw * len(good))] if good else max(range(len(TONES)), key=clear.__getitem__)

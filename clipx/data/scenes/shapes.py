@@ -5,9 +5,8 @@ from functools import cache
 
 import numpy as np
 
-TABLE = 320
 REACH = 1.36
-"""Tables cover object coordinates -REACH .. REACH; the object itself lies within about -1 .. 1, y downwards."""
+"""Tables cover object coordinates -REACH .. REACH; the object lies within about -1 .. 1, y downwards."""
 
 
 def polygon(points: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -118,27 +117,38 @@ DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 """Signed distance of every shape in object coordinates, ``f(x, y) -> distance``, negative inside."""
 
 
-def grid() -> tuple[np.ndarray, np.ndarray]:
-    """Object coordinates of the table's cells: x, y float32 [TABLE, TABLE]."""
-    axis = (np.arange(TABLE, dtype=np.float32) / (TABLE - 1) * 2 - 1) * np.float32(REACH)
+def grid(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Object coordinates of a table's cells: x, y float32 [side, side]."""
+    axis = (np.arange(side, dtype=np.float32) / (side - 1) * 2 - 1) * np.float32(REACH)
     x, y = np.meshgrid(axis, axis)
     return x, y
 
 
 @cache
-def table(shape: str) -> np.ndarray:
-    """Distance, light and shadow of a shape over ``grid``: float32 [TABLE * TABLE, 3].
+def table(shape: str, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distance of a shape, and the light its shadow leaves the ground, over ``grid(side)``: each float32 [side**2].
 
-    Distance is in object units; light in 0..1, 0.5 where the base colour shows; shadow in 0..1 is the share of light
-    that a soft shadow takes from the ground. Light comes from the top left.
+    Distance is in object units, negative inside; the light that is left is a share in 0..1. Light comes from the
+    top left.
     """
-    x, y = grid()
-    distance = DISTANCES[shape](x, y).astype(np.float32)
-    slope_y, slope_x = np.gradient(distance, x[0, 1] - x[0, 0])
-    edge = np.clip(1 + distance / 0.26, 0, 1) ** 1.5
-    light = 0.52 - 0.13 * (0.6 * x + 0.8 * y) - 0.24 * edge * (0.6 * slope_x + 0.8 * slope_y)
+    x, y = grid(side)
     behind = DISTANCES[shape](x - 0.09, y - 0.13)
     shadow = 0.34 * np.clip(0.62 - behind / 0.3, 0, 1) ** 2
     # Nothing may be cut off where the table ends.
     fade = np.clip((REACH - np.maximum(np.abs(x), np.abs(y))) / 0.12, 0, 1)
-    return np.stack([distance, np.clip(light, 0, 1), shadow * fade], axis=2).reshape(-1, 3).astype(np.float32)
+    return _flat(DISTANCES[shape](x, y)), _flat(1 - shadow * fade)
+
+
+def light(shape: str, side: int) -> np.ndarray:
+    """How a shape, as a soft cushion, catches the light: float32 [side**2] in 0..1, 0.5 is its base colour."""
+    x, y = grid(side)
+    distance = table(shape, side)[0].reshape(side, side)
+    slope_y, slope_x = np.gradient(distance, x[0, 1] - x[0, 0])
+    edge = np.clip(1 + distance / 0.26, 0, 1) ** 1.5
+    return _flat(
+        np.clip(0.52 - 0.13 * (0.6 * x + 0.8 * y) - 0.24 * edge * (0.6 * slope_x + 0.8 * slope_y), 0, 1)
+    )
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, dtype=np.float32).reshape(-1)

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 
-from clipx.data.scenes.shapes import grid
+from clipx.data.scenes.shapes import grid, light
 from clipx.data.scenes.vocabulary import COLOURS
 
 SHADES = 256
@@ -19,33 +19,38 @@ BRIGHTEST = {"black": 0.26, "brown": 0.22, "red": 0.26, "gray": 0.26, "orange": 
 
 @cache
 def shades(colour: str) -> np.ndarray:
-    """A colour from its shadow to its highlight, the base colour in the middle: float32 [SHADES, 3], sRGB 0..255."""
+    """A colour from its shadow to its highlight, base in the middle: [3, SHADES], 0..255."""
     base = np.array(COLOURS[colour], dtype=np.float32)
     level = np.linspace(-1, 1, SHADES, dtype=np.float32)[:, None]
     dark, bright = DARKEST.get(colour, 0.60), BRIGHTEST.get(colour, 0.38)
     below, above = base * (1 + level * (1 - dark)), base + (255 - base) * level * bright
-    return np.where(level < 0, below, above).astype(np.float32)
+    return np.ascontiguousarray(np.where(level < 0, below, above).T, dtype=np.float32)
 
 
-@cache
-def texture(name: str) -> np.ndarray | None:
-    """What a texture adds to the light of a thing, over the cells of ``shapes.grid``: float32 [TABLE * TABLE].
+def texture(name: str, side: int) -> np.ndarray:
+    """What a texture adds to the light of a thing, over ``shapes.grid(side)``: float [side, side].
 
-    Values are at most 0.3 either way, tone on tone, so that the colour stays the colour. None for solid.
+    Values are at most 0.3 either way, tone on tone, so that the colour stays the colour.
     """
-    x, y = grid()
+    x, y = grid(side)
     if name == "solid":
-        return None
+        return np.zeros_like(x)
     if name == "striped":
         wave = np.sin((x + y) * (2 * np.pi / 0.78))
     elif name == "dotted":
-        wave = np.cos(x * (2 * np.pi / 0.68)) + np.cos(y * (2 * np.pi / 0.68)) - 0.75
-        wave = -wave
+        wave = 0.75 - np.cos(x * (2 * np.pi / 0.68)) - np.cos(y * (2 * np.pi / 0.68))
     elif name == "checkered":
         wave = np.sin(x * (np.pi / 0.46)) * np.sin(y * (np.pi / 0.46)) * 2
     else:
         raise ValueError(f"no texture {name!r}")
-    return (0.3 * np.clip(wave * 2.2, -1, 1)).astype(np.float32).reshape(-1)
+    return 0.3 * np.clip(wave * 2.2, -1, 1)
+
+
+@cache
+def shade_table(shape: str, name: str, side: int) -> np.ndarray:
+    """Which of ``shades`` a shape with a texture shows, over ``shapes.grid(side)``: uint8 [side**2]."""
+    level = light(shape, side) + texture(name, side).reshape(-1)
+    return np.clip(level * SHADES, 0, SHADES - 1).astype(np.uint8)
 
 
 @cache
@@ -72,7 +77,7 @@ def noise(size: int) -> np.ndarray:
 
 @cache
 def pattern(size: int, number: int) -> np.ndarray:
-    """A repeating ground pattern (weave, dots, waves or tiles) to cut backgrounds from: float32 [2 * size, 2 * size]."""
+    """A repeating pattern (weave, dots, waves, tiles) to cut backgrounds from: float32 [2 * size, 2 * size]."""
     axis = np.arange(2 * size, dtype=np.float32) / size
     x, y = np.meshgrid(axis, axis)
     turn = 2 * np.pi * 8

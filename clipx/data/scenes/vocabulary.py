@@ -1,4 +1,4 @@
-"""What a scene may hold: shapes, colours, sizes, textures, backgrounds, relations. Names are English; see ``languages``."""
+"""What a scene may hold: shapes, colours, sizes, textures, backgrounds, relations, by their English names."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -66,7 +66,7 @@ TINTS: Mapping[str, tuple[tuple[int, int, int], ...]] = {
     "purple": ((228, 218, 242), (158, 142, 184), (60, 44, 84)),
     "brown": ((236, 224, 210), (174, 154, 132), (70, 54, 42)),
 }
-"""Background colour by tint, then by tone (light, middle, dark), sRGB 0..255: muted, so that objects stand out."""
+"""Background colour by tint, then by tone (light, middle, dark), sRGB 0..255: muted, for objects to stand out."""
 
 OPPOSITE: Mapping[str, str] = {
     "left": "right",

@@ -1,4 +1,4 @@
-"""One module a language, each with the same functions: class_name, phrase, short, paraphrase, long, TEMPLATES."""
+"""One module a language, each with the same names: class_name, phrase, short, paraphrase, long, TEMPLATES."""
 
 from types import ModuleType
 
