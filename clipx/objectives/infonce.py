@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipx.errors import ClipxError
-from clipx.training.distributed import gather_rows, world
+from clipx.training.distributed import check_equal_rows, gather_rows, world
 from clipx.training.encoded import Encoded
 
 
@@ -14,6 +14,7 @@ def info_nce(
     text: Tensor,
     logit_scale: Tensor | float,
     *,
+    logit_bias: Tensor | float | None = None,
     targets: Tensor | None = None,
     label_smoothing: float = 0.0,
     all_image: Tensor | None = None,
@@ -26,9 +27,13 @@ def info_nce(
         image: ``[B, D]`` unit rows.
         text: ``[B, D]`` unit rows, row i the caption of image i.
         logit_scale: the inverse temperature s = exp(t), > 0.
-        targets: soft targets ``[B, M]``, rows sum to 1, of both directions; None for row i <-> row ``offset + i``.
+        logit_bias: added to the logits; a softmax does not see it, but a model that has one keeps it in the
+            graph, where DistributedDataParallel looks for it.
+        targets: soft targets ``[B, M]``, rows sum to 1, of both directions; None for row i <-> row
+            ``offset + i``.
         label_smoothing: in [0, 1).
-        all_image: candidates ``[M, D]`` of the texts, with ``image`` at rows ``offset`` to ``offset + B``; None: ``image``.
+        all_image: candidates ``[M, D]`` of the texts, with ``image`` at rows ``offset`` to ``offset + B``;
+            None: ``image``.
         all_text: candidates ``[M, D]`` of the images; None: ``text``.
         offset: of this process's rows among the candidates.
 
@@ -43,26 +48,29 @@ def info_nce(
     all_image = image if all_image is None else all_image
     all_text = text if all_text is None else all_text
     if image.shape[-1] != text.shape[-1]:
-        raise ClipxError(f"image embeddings have {image.shape[-1]} dimensions, text embeddings {text.shape[-1]}")
+        raise ClipxError(
+            f"image embeddings have {image.shape[-1]} dimensions, text embeddings {text.shape[-1]}"
+        )
     if len(all_text) < 2:
         raise ClipxError("a contrastive batch needs at least 2 pairs", hint="raise training.batch_size")
     wanted = torch.arange(offset, offset + len(image), device=image.device) if targets is None else targets
     image_to_text = logit_scale * image @ all_text.T
     text_to_image = logit_scale * text @ all_image.T
-    smooth = {"label_smoothing": label_smoothing}
+    if logit_bias is not None:
+        image_to_text, text_to_image = image_to_text + logit_bias, text_to_image + logit_bias
     return (
-        functional.cross_entropy(image_to_text, wanted, **smooth)
-        + functional.cross_entropy(text_to_image, wanted, **smooth)
+        functional.cross_entropy(image_to_text, wanted, label_smoothing=label_smoothing)
+        + functional.cross_entropy(text_to_image, wanted, label_smoothing=label_smoothing)
     ) / 2
 
 
 class InfoNCE(nn.Module):
     """The objective of CLIP over the batches of all processes.
 
-    With ``local_loss`` and ``gather_with_grad`` (the default) each process scores its own rows against everyone's, and
-    the averaged gradient equals that of one process with the whole batch. Without gradient and without local loss, the
-    towers' gradient is 1/W of it while the scale's is whole (open_clip's default). The third pairing, local without
-    gradient, points elsewhere and is refused.
+    With ``local_loss`` and ``gather_with_grad`` (the default) each process scores its own rows against
+    everyone's, and the averaged gradient equals that of one process with the whole batch. Without gradient
+    and without local loss, the towers' gradient is 1/W of it while the scale's is whole (open_clip's
+    default). The third pairing, local without gradient, points elsewhere and is refused.
 
     Args:
         label_smoothing: in [0, 1).
@@ -80,15 +88,21 @@ class InfoNCE(nn.Module):
         super().__init__()
         if local_loss and not gather_with_grad:
             raise ClipxError(
-                "local_loss=true with gather_with_grad=false gives wrong gradients", hint="set gather_with_grad=true"
+                "local_loss=true with gather_with_grad=false gives wrong gradients",
+                hint="set gather_with_grad=true",
             )
         self.label_smoothing = label_smoothing
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
 
     def forward(self, encoded: Encoded) -> dict[str, Tensor]:
-        """``{"infonce": loss}`` of an encoded batch."""
+        """``{"infonce": loss}`` of an encoded batch.
+
+        Raises:
+            ClipxError: processes hold batches of different size.
+        """
         image, text = encoded.image(), encoded.text()
+        check_equal_rows(image)
         all_image = gather_rows(image, self.gather_with_grad)
         all_text = gather_rows(text, self.gather_with_grad)
         offset = world()[0] * len(image)
@@ -98,6 +112,7 @@ class InfoNCE(nn.Module):
             image,
             text,
             encoded.logit_scale,
+            logit_bias=encoded.logit_bias,
             label_smoothing=self.label_smoothing,
             all_image=all_image,
             all_text=all_text,

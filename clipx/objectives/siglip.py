@@ -1,0 +1,140 @@
+"""SigLIP: every image-text pair is classified on its own as match or no match; no softmax over the batch."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from clipx.errors import ClipxError, did_you_mean
+from clipx.training.distributed import EXCHANGES, foreign_rows
+from clipx.training.encoded import Encoded
+
+
+def sigmoid_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None,
+    *,
+    negative_only: bool = False,
+    chunk_size: int = 0,
+) -> Tensor:
+    """The sigmoid loss: summed over the texts, averaged over the images.
+
+    Args:
+        image: ``[B, D]`` unit rows.
+        text: ``[M, D]`` unit rows; M is B and row i the caption of image i unless ``negative_only``.
+        logit_scale: the inverse temperature s = exp(t), > 0.
+        logit_bias: added to the logits; -10 at the start makes "no match" the prior. None counts as 0 and
+            warns.
+        negative_only: no text belongs to any image (a block of texts from another process).
+        chunk_size: images scored at a time, each chunk computed again in the backward pass, so that the peak
+            memory is ``chunk_size * M`` logits; 0 scores all at once.
+
+    Returns:
+        a scalar, 0 or more, in float32 or better.
+
+    Raises:
+        ClipxError: ``chunk_size`` below 0, towers of different width, or unequal numbers of images and texts
+            where they are pairs.
+
+    Source: Zhai et al. 2023, equation 1 and algorithm 1, as ``sum softplus(z)`` less the logits of the
+        matches, since
+    ``-log sigmoid(z) = softplus(z) - z``: no matrix of labels.
+    """
+    _check_chunk_size(chunk_size)
+    if image.shape[-1] != text.shape[-1]:
+        raise ClipxError(
+            f"image embeddings have {image.shape[-1]} dimensions, text embeddings {text.shape[-1]}"
+        )
+    if not negative_only and len(image) != len(text):
+        raise ClipxError(f"{len(image)} images and {len(text)} texts are not pairs")
+    if logit_bias is None:
+        warnings.warn(
+            "the sigmoid loss has no logit bias: it starts near N ln 2; set model.init_logit_bias=-10",
+            stacklevel=2,
+        )
+        logit_bias = 0.0
+    image, text = _at_least_float32(image), _at_least_float32(text)
+    if chunk_size == 0:
+        losses = _as_negatives(image, text, logit_scale, logit_bias)
+    else:
+        parts = [
+            checkpoint(
+                _as_negatives,
+                part,
+                text,
+                logit_scale,
+                logit_bias,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for part in image.split(chunk_size)
+        ]
+        losses = torch.cat(parts)
+    if not negative_only:
+        losses = losses - (logit_scale * (image * text).sum(-1) + logit_bias)
+    return losses.sum() / len(image)
+
+
+def _as_negatives(
+    image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
+) -> Tensor:
+    """The loss ``[B]`` of each image if no text were its own."""
+    return functional.softplus(logit_scale * image @ text.T + logit_bias).sum(-1)
+
+
+def _at_least_float32(rows: Tensor) -> Tensor:
+    # The logits of half-precision rows at scale 100 would be off by a quarter.
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def _check_chunk_size(chunk_size: int) -> None:
+    if chunk_size < 0:
+        raise ClipxError(f"chunk_size is {chunk_size}, must be 0 (no chunks) or more")
+
+
+class SigLIP(nn.Module):
+    """The sigmoid objective over the batches of all processes.
+
+    Each process scores its images against its own texts, then against those of every other process as they
+    arrive; only texts travel. It divides by its own number of images, so that the averaged gradient equals
+    that of one process with the whole batch. The model needs a learnt bias: ``init_logit_bias=-10``, and
+    ``init_logit_scale=ln 10``.
+
+    Args:
+        dist_impl: how texts travel, see ``clipx.training.distributed.foreign_rows``.
+        chunk_size: images scored at a time, 0 for all, see ``sigmoid_loss``.
+
+    Raises:
+        ClipxError: unknown ``dist_impl``, or ``chunk_size`` below 0.
+
+    Source: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training".
+    """
+
+    needs = ("image", "text")
+
+    def __init__(self, dist_impl: str = "bidir", chunk_size: int = 0) -> None:
+        super().__init__()
+        if dist_impl not in EXCHANGES:
+            raise ClipxError(f"unknown dist_impl {dist_impl!r}", hint=did_you_mean(dist_impl, EXCHANGES))
+        _check_chunk_size(chunk_size)
+        self.dist_impl = dist_impl
+        self.chunk_size = chunk_size
+
+    def forward(self, encoded: Encoded) -> dict[str, Tensor]:
+        """``{"siglip": loss}`` of an encoded batch.
+
+        Raises:
+            ClipxError: processes hold batches of different size.
+        """
+        image, text = encoded.image(), encoded.text()
+        scale, bias = encoded.logit_scale, encoded.logit_bias
+        loss = sigmoid_loss(image, text, scale, bias, chunk_size=self.chunk_size)
+        for foreign in foreign_rows(text, self.dist_impl):
+            loss = loss + sigmoid_loss(
+                image, foreign, scale, bias, negative_only=True, chunk_size=self.chunk_size
+            )
+        return {"siglip": loss}
