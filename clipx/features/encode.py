@@ -1,0 +1,297 @@
+"""Encode once: the embeddings of a source under one exact model, from the store or into it."""
+
+import contextlib
+import hashlib
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipx.errors import ClipxError, did_you_mean
+from clipx.features.selection import Selection, evenly, rest_of
+from clipx.features.store import Entry, Writer, default_root, obtain
+from clipx.models.clip import CLIP, images_to_features
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RECORD_SECONDS = 5.0
+Progress = Callable[[str, int, int | None], None]
+"""Told (bank, done, total or None) after every batch."""
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The embeddings of a split and what is known of its examples, N of them.
+
+    ``image`` float32 ``[N, D]`` unit rows; ``labels`` int64 ``[N]`` (-1: none); ``index`` int64 ``[N]``,
+    place in the source; ``ids`` N names; ``texts`` the T distinct captions, ``pairs`` int64 ``[P, 2]`` of
+    (image, text) that belong together; ``text`` float32 ``[T, D]`` unit rows, None where texts were not
+    asked for; ``skipped`` the number of samples passed over, by reason; ``encoded`` whether a tower had to
+    run. Tensors are memory-mapped.
+    """
+
+    image: Tensor
+    labels: Tensor
+    index: Tensor
+    ids: list[str]
+    texts: list[str]
+    pairs: Tensor
+    text: Tensor | None
+    skipped: dict[str, int]
+    encoded: bool
+    _holders: tuple[Any, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def encode(
+    clip: CLIP,
+    source: Any,
+    *,
+    split: str,
+    text: bool = True,
+    root: Path | None = None,
+    batch_size: int = 256,
+    workers: int | None = None,
+    precision: str = "fp32",
+    limit: int | None = None,
+    record_seconds: float = RECORD_SECONDS,
+    progress: Progress | None = None,
+) -> FeatureSet:
+    """Embed every usable item of a source, or read the embeddings that an earlier call left in the store.
+
+    A source without a fingerprint cannot be recognised: it is encoded each time, and kept only as long as the
+    result is.
+
+    Args:
+        clip: the model; its weights and preprocessing are part of the key.
+        source: map-style or stream source; its fingerprint is part of the key.
+        split: name of the split the source was opened with.
+        text: embed the captions too, where there are any.
+        root: of the store; None for ``default_root()``.
+        batch_size: images, and texts, a step.
+        workers: loader processes; None chooses.
+        precision: ``fp32``, ``bf16`` or ``fp16``, of the towers; embeddings are float32.
+        limit: encode only so many items: evenly spread over a map-style source, the first of a stream.
+        record_seconds: how often progress is made durable, what a kill costs at most.
+        progress: told after every batch.
+
+    Raises:
+        ClipxError: no usable item, an unknown precision, embeddings that are not finite, a store that cannot
+            be written.
+    """
+    from clipx.data.loading import evaluation_loader, is_stream
+
+    if precision not in PRECISIONS:
+        raise ClipxError(f"there is no precision {precision!r}", hint=did_you_mean(precision, PRECISIONS))
+    if limit is not None and limit < 1:
+        raise ClipxError(f"limit={limit} leaves nothing to encode")
+    chosen = source if limit is None or is_stream(source) else evenly(source, limit)
+    total = limit if is_stream(source) else len(chosen)
+    total = getattr(source, "size", None) if total is None else total
+
+    def batches(start: int) -> Iterable[Mapping[str, Any]]:
+        left = None if limit is None else limit - start
+        if left == 0 or start == total:
+            return ()
+        rest = rest_of(chosen, start)
+        loader = evaluation_loader(rest, clip.preprocess, batch_size=batch_size, workers=workers, limit=left)
+        return ({**batch, "index": places(batch["index"] + start)} for batch in loader)
+
+    def places(index: Tensor) -> Tensor:
+        return torch.tensor(chosen.indices)[index] if isinstance(chosen, Selection) else index
+
+    holders: tuple[Any, ...] = ()
+    description = {"model": clip.fingerprint(), "split": split, "precision": precision, "limit": limit}
+    if hasattr(source, "fingerprint"):
+        description["source"] = source.fingerprint()
+        root = root or default_root()
+    else:
+        scratch = tempfile.TemporaryDirectory(prefix="clipx-features-", ignore_cleanup_errors=True)
+        holders, root = (scratch,), Path(scratch.name)
+    images, fresh = obtain(
+        root,
+        {"bank": "image", **description},
+        lambda writer: encode_batches(
+            clip,
+            batches,
+            writer,
+            precision=precision,
+            total=total,
+            record_seconds=record_seconds,
+            progress=progress,
+        ),
+    )
+    texts, fresh_texts = None, False
+    if text and images.lists.get("texts"):
+        texts, fresh_texts = _text_entry(
+            clip, images.lists["texts"], root, batch_size, precision, record_seconds, progress
+        )
+    return _feature_set(images, texts, fresh or fresh_texts, holders)
+
+
+def _feature_set(images: Entry, texts: Entry | None, fresh: bool, holders: tuple[Any, ...]) -> FeatureSet:
+    arrays = {name: torch.from_numpy(array) for name, array in images.arrays.items()}
+    return FeatureSet(
+        image=arrays["image"],
+        labels=arrays["labels"],
+        index=arrays["index"],
+        ids=images.lists["ids"],
+        texts=images.lists["texts"],
+        pairs=arrays["pairs"],
+        text=None if texts is None else torch.from_numpy(texts.arrays["text"]),
+        skipped=images.state["skipped"],
+        encoded=fresh,
+        _holders=holders,
+    )
+
+
+def encode_batches(
+    clip: CLIP,
+    batches: Callable[[int], Iterable[Mapping[str, Any]]],
+    writer: Writer,
+    *,
+    precision: str = "fp32",
+    total: int | None = None,
+    record_seconds: float = RECORD_SECONDS,
+    progress: Progress | None = None,
+) -> None:
+    """Embed batches of images into an entry, with their labels, ids and captions; goes on where it stands.
+
+    Args:
+        clip: the model.
+        batches: given how many items are done, the batches of the others, as ``evaluation_loader`` yields
+            them: image uint8 ``[B, 3, H, W]``, label and index int64 ``[B]``, id and captions lists, bad
+            (index, reason).
+        writer: of the entry.
+        precision: of the towers.
+        total: number of items, where it is known.
+        record_seconds: how often progress is made durable.
+        progress: told after every batch.
+
+    Raises:
+        ClipxError: if an embedding is not finite, or no item can be used.
+    """
+    done = int(writer.state.get("done", 0))
+    skipped: Counter[str] = Counter(writer.state.get("skipped", {}))
+    places = {text: place for place, text in enumerate(writer.strings("texts"))}
+    rows = done - skipped.total()
+    recorded = time.monotonic()
+    with evaluating(clip):
+        for batch in batches(done):
+            if len(batch["image"]):
+                features = images_to_features(clip, batch["image"], PRECISIONS[precision]).cpu()
+                check_finite(features, "image", batch["id"])
+                writer.append("image", features.numpy())
+                writer.append("labels", batch["label"].numpy())
+                writer.append("index", batch["index"].numpy())
+                writer.extend("ids", batch["id"])
+                pairs, new = [], []
+                for row, captions in enumerate(batch["captions"], start=rows):
+                    for caption in dict.fromkeys(captions):
+                        if caption not in places:
+                            places[caption] = len(places)
+                            new.append(caption)
+                        pairs.append((row, places[caption]))
+                writer.append("pairs", np.array(pairs, dtype=np.int64).reshape(-1, 2))
+                writer.extend("texts", new)
+            rows += len(batch["image"])
+            skipped.update(reason for _, reason in batch["bad"])
+            done += len(batch["image"]) + len(batch["bad"])
+            if time.monotonic() - recorded >= record_seconds:
+                writer.record({"done": done, "skipped": dict(skipped)})
+                recorded = time.monotonic()
+            if progress:
+                progress("image", done, total)
+    if not rows:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
+        raise ClipxError(f"no sample of this data can be used: {reasons or 'there is none'}")
+    writer.record({"done": done, "skipped": dict(skipped.most_common())})
+
+
+def _text_entry(
+    clip: CLIP,
+    texts: list[str],
+    root: Path,
+    batch_size: int,
+    precision: str,
+    record_seconds: float,
+    progress: Progress | None,
+) -> tuple[Entry, bool]:
+    digest = hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()
+
+    def write(writer: Writer) -> None:
+        start = int(writer.state.get("done", 0))
+        recorded = time.monotonic()
+        for first in range(start, len(texts), batch_size):
+            part = texts[first : first + batch_size]
+            writer.append("text", embed_texts(clip, part, batch_size=batch_size, precision=precision).numpy())
+            if time.monotonic() - recorded >= record_seconds:
+                writer.record({"done": first + len(part)})
+                recorded = time.monotonic()
+            if progress:
+                progress("text", first + len(part), len(texts))
+        writer.record({"done": len(texts)})
+
+    return obtain(
+        root, {"bank": "text", "model": clip.fingerprint(), "texts": digest, "precision": precision}, write
+    )
+
+
+def embed_texts(
+    clip: CLIP, texts: Sequence[str], *, batch_size: int = 256, precision: str = "fp32"
+) -> Tensor:
+    """Embed texts: unit rows float32 ``[len(texts), D]`` on the CPU.
+
+    Args:
+        clip: the model.
+        texts: any number but none.
+        batch_size: texts a step.
+        precision: of the tower.
+
+    Raises:
+        ClipxError: if an embedding is not finite.
+    """
+    dtype, device = PRECISIONS[precision], clip.device
+    parts = []
+    with evaluating(clip), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        for first in range(0, len(texts), batch_size):
+            part = texts[first : first + batch_size]
+            features = clip.encode_text(clip.tokenize(part).to(device)).float().cpu()
+            check_finite(features, "text", part)
+            parts.append(features)
+    return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def evaluating(clip: CLIP) -> Iterator[None]:
+    """Put a model into evaluation mode, without gradients, and back."""
+    training = clip.training
+    clip.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        clip.train(training)
+
+
+def check_finite(features: Tensor, tower: str, names: Sequence[str]) -> None:
+    """Check that embeddings ``[B, D]`` are finite.
+
+    Raises:
+        ClipxError: naming the tower and the first item whose embedding is not.
+    """
+    wrong = (~features.isfinite().all(1)).nonzero()
+    if len(wrong):
+        raise ClipxError(
+            f"the {tower} tower gives NaN or infinity for {names[int(wrong[0])]!r}",
+            hint="are the weights of a run that diverged? precision=fp32 rules out overflow",
+        )
