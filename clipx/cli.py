@@ -1,0 +1,290 @@
+"""The command line: which commands there are, their options and help. What they do is in ``clipx.commands``.
+
+Nothing here may import torch, hydra or open_clip: help must be instant.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clipx import __version__, console
+from clipx.errors import ClipxError, did_you_mean
+
+# Plain help: rich's renderer alone would take half of the time that help may take.
+app = typer.Typer(
+    name="clipx",
+    help="Experiments on CLIP: pretrain, zero-shot and more, each result a numbered run.\n\n\b\n"
+    "  clipx pretrain                     train a small CLIP on built-in data\n"
+    "  clipx zeroshot model=ViT-B-32 model.pretrained=openai\n"
+    "  clipx methods                      the published methods there are",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+runs_app = typer.Typer(
+    rich_markup_mode=None,
+    invoke_without_command=True,
+    help="List the runs, show one, or compare several.\n\n\b\n"
+    "  clipx runs\n  clipx runs show pretrain/infonce/latest\n"
+    "  clipx runs compare infonce/v0001 siglip/v0001",
+)
+
+OutputRoot = Annotated[
+    str | None,
+    typer.Option("--output-root", metavar="DIR", help="Where runs live (CLIPX_OUTPUTS, ./outputs)."),
+]
+ConfigDir = Annotated[
+    str | None,
+    typer.Option("--config-dir", metavar="DIR", help="A folder with cards and modules of your own."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, the rest on stderr.")]
+
+
+def recipe(name: str, summary: str, *examples: str) -> None:
+    """Add a command that runs ``clipx/recipes/<name>.py`` with ``conf/<name>.yaml``."""
+
+    def command(
+        overrides: Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[KEY=VALUE]...", help="Overrides of the configuration, in Hydra's syntax."
+            ),
+        ] = None,
+        method: Annotated[
+            str | None, typer.Option("--method", metavar="NAME", help=f"One of `clipx methods {name}`.")
+        ] = None,
+        multirun: Annotated[
+            bool, typer.Option("--multirun", "-m", help="One run for each combination of values: seed=1,2,3.")
+        ] = False,
+        resume: Annotated[
+            str | None,
+            typer.Option("--resume", metavar="RUN", help="Go on with a run that stopped: v0003, latest."),
+        ] = None,
+        show_config: Annotated[
+            bool, typer.Option("--show-config", help="Print the configuration and exit.")
+        ] = False,
+        config_dir: ConfigDir = None,
+        output_root: OutputRoot = None,
+        quiet: Annotated[
+            bool, typer.Option("--quiet", "-q", help="Print the run's path and errors only.")
+        ] = False,
+        json: Json = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    ) -> None:
+        from clipx.commands.recipe import Options, execute
+
+        options = Options(
+            command=name,
+            overrides=list(overrides or []),
+            method=method,
+            multirun=multirun,
+            resume=resume,
+            show_config=show_config,
+            config_dir=config_dir,
+            output_root=output_root,
+            quiet=quiet,
+            json=json,
+            debug=debug,
+            argv=["clipx", *sys.argv[1:]],
+        )
+        raise typer.Exit(execute(options))
+
+    app.command(name, help=_help(summary, examples), short_help=summary)(command)
+
+
+def _help(summary: str, examples: tuple[str, ...]) -> str:
+    return f"{summary}\n\n\b\n" + "\n".join(f"  {example}" for example in examples)
+
+
+recipe(
+    "pretrain",
+    "Train a CLIP on images and captions.",
+    "clipx pretrain",
+    "clipx pretrain --method siglip seed=1 optim.lr=5e-4",
+    "clipx pretrain data=folder data.root=photos model=ViT-B-32 training.epochs=10",
+)
+recipe(
+    "zeroshot",
+    "Classify and retrieve with a CLIP as it is.",
+    "clipx zeroshot",
+    "clipx zeroshot model=pretrain/infonce/latest data=folder data.root=photos",
+    "clipx zeroshot image=photo.jpg 'labels=[cat, dog]'",
+)
+
+
+@app.command(
+    "methods",
+    help=_help(
+        "List the published methods, or show one.",
+        ("clipx methods", "clipx methods pretrain", "clipx methods show infonce"),
+    ),
+    short_help="List the published methods, or show one.",
+)
+def methods(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[COMMAND] | show NAME", help="One command's, or one method."),
+    ] = None,
+    config_dir: ConfigDir = None,
+    json: Json = False,
+) -> None:
+    from clipx.commands import methods
+
+    match words or []:
+        case []:
+            methods.listing(None, config_dir, json)
+        case ["show", name]:
+            methods.show(name, config_dir, json)
+        case ["show", *_]:
+            raise ClipxError("`clipx methods show` takes one name", hint="clipx methods show infonce")
+        case [command]:
+            methods.listing(command, config_dir, json)
+        case _:
+            raise ClipxError("too many words", hint="clipx methods COMMAND, or clipx methods show NAME")
+
+
+@runs_app.callback()
+def runs(context: typer.Context, output_root: OutputRoot = None, json: Json = False) -> None:
+    context.obj = {"root": output_root, "json": json}
+    if context.invoked_subcommand is None:
+        from clipx.commands import runs
+
+        runs.listing(_root(context, None), json)
+
+
+@runs_app.command("show", help="Show one run: status, metrics, command line, configuration.")
+def show_run(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="v0003, infonce/v0003, latest, or a path.")],
+    output_root: OutputRoot = None,
+    json: Json = False,
+) -> None:
+    from clipx.commands import runs
+
+    runs.show(_root(context, output_root), run, json or context.obj["json"])
+
+
+@runs_app.command("compare", help="Where the configurations of runs differ, and their metrics, side by side.")
+def compare_runs(
+    context: typer.Context,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Two runs or more.")],
+    output_root: OutputRoot = None,
+    json: Json = False,
+) -> None:
+    from clipx.commands.runs import compare
+
+    if len(runs) < 2:
+        raise ClipxError("there is nothing to compare one run with", hint="clipx runs compare RUN RUN")
+    compare(_root(context, output_root), runs, json or context.obj["json"])
+
+
+app.add_typer(runs_app, name="runs")
+
+
+@app.command(
+    "scenes",
+    help=_help(
+        "Draw a contact sheet of the built-in data.",
+        ("clipx scenes --grid scenes.png", "clipx scenes --grid scenes.png --count 12 data.seed=1"),
+    ),
+    short_help="Draw a contact sheet of the built-in data.",
+)
+def scenes(
+    grid: Annotated[Path, typer.Option("--grid", metavar="FILE", help="The image to write.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[data.KEY=VALUE]...", help="Settings of conf/data/scenes.yaml."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, max=1000, help="How many scenes.")] = 24,
+    json: Json = False,
+) -> None:
+    from clipx.commands.scenes import contact_sheet
+
+    contact_sheet(grid, count, overrides or [], json)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"clipx {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _root(context: typer.Context, given: str | None) -> Path:
+    from clipx.run import output_root
+
+    return output_root(given or context.obj["root"])
+
+
+def main() -> None:
+    """The console script: run the command, print a mistake as error and hint, exit with 2 for it."""
+    sys.exit(run(lambda: typer.main.get_command(app).main(prog_name="clipx", standalone_mode=False)))
+
+
+def run(command: Callable[[], Any]) -> int:
+    """The exit code of a command, with its errors printed."""
+    debug = "--debug" in sys.argv
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except ClipxError as error:
+        if debug:
+            raise
+        console.error(error.message, error.hint)
+        return 2
+    except BrokenPipeError:
+        # The reader has seen enough (`clipx runs | head`); Python's complaint at exit is not wanted either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception as error:
+        if hasattr(error, "format_message"):
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(error.format_message())
+                return 0
+            console.error(*_usage_mistake(error))
+            return 2
+        if debug:
+            raise
+        console.error(f"{type(error).__name__}: {error}", "run again with --debug for the traceback")
+        return 1
+
+
+def _usage_mistake(error: Any) -> tuple[str, str | None]:
+    """What the parser complains about, with the nearest valid words."""
+    message = str(error.format_message()).split("\n")[0].rstrip(".")
+    context: Any = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "clipx"
+    if match := re.match(r"No such command '([^']*)'", message):
+        return f"no command {match[1]!r}", did_you_mean(match[1], context.command.commands)
+    option = getattr(error, "option_name", None)
+    if option and type(error).__name__ == "NoSuchOption":
+        if "." in option or option.lstrip("-") in ("seed", "model", "data", "optim"):
+            bare = option.lstrip("-")
+            return f"no option {option!r}", f"settings have no dashes: {bare}=VALUE"
+        valid = [
+            name for parameter in context.command.params for name in parameter.opts if name.startswith("-")
+        ]
+        return f"no option {option!r}", did_you_mean(option, valid)
+    return message, f"{path} --help"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+"""Running a recipe: overrides -> Hydra -> one run, or with ``--multirun`` many -> what is printed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipx import config, config_errors, console
+from clipx.errors import ClipxError
+from clipx.run import Interrupted, Run, find_run, output_root, write_problem
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_FULL = {28, 122, 30, 27}  # ENOSPC, EDQUOT, EROFS, EFBIG
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of one recipe command."""
+
+    command: str
+    overrides: list[str]
+    method: str | None = None
+    multirun: bool = False
+    config_dir: str | None = None
+    show_config: bool = False
+    resume: str | None = None
+    debug: bool = False
+    quiet: bool = False
+    json: bool = False
+    output_root: str | None = None
+    argv: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Outcome:
+    """How one run went; ``code`` is the exit code it asks for."""
+
+    code: int
+    method: str = ""
+    overrides: list[str] = field(default_factory=list)
+    run: str | None = None
+    seconds: float | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    next: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+def execute(options: Options) -> int:
+    """Do what the command line asks; returns the exit code.
+
+    Raises:
+        ClipxError: the request cannot be carried out; nothing has been started.
+    """
+    console.configure(quiet=options.quiet)
+    config.import_from(options.config_dir)
+    if options.resume:
+        return _resume(options)
+    root = output_root(options.output_root)
+    prepared = config.prepare(
+        options.command, options.overrides, method=options.method, config_dir=options.config_dir, root=root
+    )
+    with config_errors.translated(options.command, prepared, options.config_dir):
+        for override in prepared:
+            config_errors.check_syntax(override)
+    with _scratch(options, root) as folder:
+        ledger = folder / "jobs.jsonl" if folder else None
+        outcomes: list[Outcome] = []
+        _hydra_main(options, prepared, folder, outcomes, ledger)
+        if ledger is not None and ledger.exists():
+            outcomes = [
+                Outcome(**json.loads(line)) for line in ledger.read_text(encoding="utf-8").splitlines()
+            ]
+    if options.show_config:
+        return max((outcome.code for outcome in outcomes), default=0)
+    return _report(options, outcomes)
+
+
+def perform(options: Options, settings: DictConfig, run: Run) -> Outcome:
+    """Call the recipe inside its run; however it ends becomes an outcome, a status and, if so, an error."""
+    outcome = Outcome(code=0, method=str(settings.get("method", "")))
+    outcome.run = str(run.directory) if run.directory else None
+    stdout = sys.stderr if options.json or options.quiet else sys.stdout
+    try:
+        with run, _termination(), contextlib.redirect_stdout(stdout), _disk_problems(run):
+            recipe = importlib.import_module(f"clipx.recipes.{options.command}")
+            outcome.metrics = console.finite(recipe.main(settings, run) or {})
+            run.results({"metrics": outcome.metrics})
+    except ClipxError as error:
+        outcome.code, outcome.error = 2, error.message
+        if options.debug:
+            traceback.print_exc()
+        console.error(error.message, error.hint)
+    except (KeyboardInterrupt, Interrupted) as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        outcome.code, outcome.error = 128 + signum, f"stopped by {signal.Signals(signum).name}"
+        hint = f"clipx {options.command} --resume {run.directory}" if run.directory else None
+        console.error(outcome.error, hint)
+    except Exception as error:
+        outcome.code, outcome.error = 1, f"{type(error).__name__}: {error}"
+        if options.debug:
+            traceback.print_exc()
+        saved = run.directory / "error.txt" if run.directory else None
+        where = f"; it is saved in {saved}" if saved is not None and saved.exists() else ""
+        console.error(outcome.error, f"run again with --debug for the traceback{where}")
+    if run.directory is not None:
+        outcome.seconds = _seconds(run.directory)
+    outcome.next = run.next
+    return outcome
+
+
+def _hydra_main(
+    options: Options, prepared: list[str], folder: Path | None, outcomes: list[Outcome], ledger: Path | None
+) -> None:
+    """Hand over to ``hydra.main``; its task appends to ``outcomes``, or from any process to ``ledger``."""
+    import hydra
+
+    def task(composed: DictConfig) -> float:
+        from hydra.core.hydra_config import HydraConfig
+
+        context = HydraConfig.get()
+        config.named(composed, options.command, dict(context.runtime.choices))
+        outcome = _job(options, composed, list(context.overrides.task))
+        if ledger is None:
+            outcomes.append(outcome)
+        else:
+            with ledger.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(outcome)) + "\n")
+        if outcome.code > 128:
+            raise Interrupted(outcome.code - 128)  # the rest of a sweep is not wanted either
+        key = key_metric(outcome.metrics, composed)
+        return float("nan") if key is None else float(outcome.metrics[key])
+
+    # Hydra's own files and logs are off: a run writes what there is to keep. The user's hydra.* come after.
+    own = [
+        "hydra.output_subdir=null",
+        "hydra.job.chdir=false",
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+    ]
+    own += [f"hydra.job.name=clipx-{options.command}", "hydra.run.dir=."]
+    if folder is not None:
+        own += [f"hydra.sweep.dir='{folder}'", "hydra.sweep.subdir=."]
+    arguments = [*own, *prepared]
+    if options.multirun:
+        arguments.append("--multirun")
+    if options.config_dir:
+        arguments += ["--config-dir", str(Path(options.config_dir).expanduser().absolute())]
+    before = sys.argv
+    sys.argv = ["clipx", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
+    try:
+        with config_errors.translated(options.command, prepared, options.config_dir):
+            decorated = hydra.main(
+                version_base="1.3", config_path=str(config.conf_dir()), config_name=options.command
+            )(task)
+            decorated()
+    except Interrupted:
+        pass  # its outcome is recorded
+    finally:
+        sys.argv = before
+
+
+def _job(options: Options, composed: DictConfig, overrides: list[str]) -> Outcome:
+    """One run from its composed configuration; in a sweep it may be in a process of its own."""
+    console.configure(quiet=options.quiet)
+    config.import_from(options.config_dir)
+    shown = [override for override in overrides if not override.startswith("method/")]
+    try:
+        with config_errors.translated(options.command, overrides, options.config_dir):
+            config_errors.check_types(options.command, overrides, options.config_dir)
+            if options.show_config:
+                _show(composed, options.json)
+                return Outcome(code=0)
+            settings = config.resolve(composed)
+        run = Run.create(
+            output_root(options.output_root),
+            options.command,
+            settings.method,
+            settings,
+            argv=options.argv,
+            overrides=overrides,
+        )
+    except ClipxError as error:
+        if options.debug:
+            traceback.print_exc()
+        console.error(error.message, error.hint)
+        return Outcome(code=2, method=str(composed.method), overrides=shown, error=error.message)
+    outcome = perform(options, settings, run)
+    outcome.overrides = shown
+    return outcome
+
+
+def _resume(options: Options) -> int:
+    from omegaconf import DictConfig, OmegaConf
+
+    if options.multirun:
+        raise ClipxError("--resume takes up one run, --multirun starts many", hint="leave one of them out")
+    root = output_root(options.output_root)
+    assert options.resume is not None
+    directory = find_run(root, options.resume, command=options.command, method=options.method)
+    _refuse_changes(options, directory, root)
+    settings = OmegaConf.load(directory / "config.yaml")
+    assert isinstance(settings, DictConfig)
+    if settings.get("command") != options.command:
+        raise ClipxError(
+            f"{directory} is a run of {settings.get('command')}, not of {options.command}",
+            hint=f"clipx {settings.get('command')} --resume {options.resume}",
+        )
+    if options.show_config:
+        _show(settings, options.json)
+        return 0
+    OmegaConf.set_struct(settings, True)
+    return _report(options, [perform(options, settings, Run.open(directory, argv=options.argv))])
+
+
+def _refuse_changes(options: Options, directory: Path, root: Path) -> None:
+    """A resumed run keeps its configuration: whatever was given again must be what it had."""
+    if not options.overrides and options.method is None:
+        return
+    try:
+        known = json.loads((directory / "environment.json").read_text(encoding="utf-8"))["overrides"]
+    except (OSError, ValueError, KeyError):
+        known = []
+    given = config.prepare(
+        options.command, options.overrides, method=options.method, config_dir=options.config_dir, root=root
+    )
+    merged = {override.partition("=")[0].lstrip("+"): override for override in [*known, *given]}
+    with config_errors.translated(options.command, given, options.config_dir):
+        before, _ = config.compose_prepared(options.command, known, options.config_dir)
+        after, _ = config.compose_prepared(options.command, list(merged.values()), options.config_dir)
+    changed = config.differences(before, after)
+    if changed:
+        listed = ", ".join(f"{key} ({old} -> {new})" for key, (old, new) in list(changed.items())[:8])
+        raise ClipxError(
+            f"a resumed run keeps its configuration; these differ: {listed}",
+            hint="leave them out, or start a new run without --resume",
+        )
+
+
+def _show(composed: DictConfig, as_json: bool) -> None:
+    from omegaconf import OmegaConf
+
+    with config_errors.translated(str(composed.get("command", "")), [], None):
+        if as_json:
+            console.json_line(OmegaConf.to_container(composed, resolve=True))
+        else:
+            sys.stdout.write(OmegaConf.to_yaml(composed, resolve=True))
+            sys.stdout.flush()
+
+
+def _report(options: Options, outcomes: list[Outcome]) -> int:
+    """Print what came of it; the exit code is the first that is not 0."""
+    code = next((outcome.code for outcome in outcomes if outcome.code), 0)
+    done = [outcome for outcome in outcomes if outcome.code == 0]
+    if not _speaks():
+        return code
+    if options.json:
+        if options.multirun:
+            console.json_line({"runs": [_as_json(outcome) for outcome in outcomes]})
+        elif done:
+            console.json_line(_as_json(done[0]))
+    elif options.quiet:
+        for outcome in done:
+            print(outcome.run, flush=True)
+    elif options.multirun:
+        _sweep_table(outcomes)
+    elif done:
+        console.metrics_table(done[0].metrics)
+        if done[0].run:
+            print(f"\nrun   {_short(done[0].run)}  ({console.duration(done[0].seconds)})", flush=True)
+        for number, line in enumerate(done[0].next):
+            print(("next  " if number == 0 else "      ") + line, flush=True)
+    return code
+
+
+def _sweep_table(outcomes: list[Outcome]) -> None:
+    rows = []
+    names: list[str] = []
+    for outcome in outcomes:
+        key = key_metric(outcome.metrics)
+        if key is not None and key not in names:
+            names.append(key)
+    for outcome in outcomes:
+        state = {0: "completed", 1: "failed", 2: "failed"}.get(outcome.code, "interrupted")
+        where = _short(outcome.run) if outcome.run else "-"
+        values = [outcome.metrics.get(name) for name in names]
+        rows.append([outcome.method, " ".join(outcome.overrides), state, *values, where])
+    console.table(["method", "overrides", "status", *names, "run"], rows, right=names)
+
+
+def key_metric(metrics: dict[str, Any], settings: Any = None) -> str | None:
+    """The metric that stands for a run: the one its card makes a claim about, else the first number."""
+    claim = settings.get("card", {}).get("claim", {}) if settings else {}
+    wanted = claim.get("metric") if hasattr(claim, "get") else None
+    numbers = [
+        name
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    return wanted if wanted in numbers else next(iter(numbers), None)
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    plain: dict[str, Any] = {"run": outcome.run, "seconds": outcome.seconds}
+    if outcome.overrides or outcome.error:
+        plain |= {"method": outcome.method, "overrides": outcome.overrides, "error": outcome.error}
+    return {**outcome.metrics, **plain}
+
+
+def _short(path: str) -> str:
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+def _seconds(directory: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((directory / "status.json").read_text(encoding="utf-8")).get("seconds")
+    return None
+
+
+def _speaks() -> bool:
+    from clipx.run import is_main_process
+
+    return is_main_process()
+
+
+@contextlib.contextmanager
+def _scratch(options: Options, root: Path) -> Iterator[Path | None]:
+    """Where a sweep keeps what it needs while it lasts; beside the runs, so that other machines see it."""
+    if not options.multirun:
+        yield None
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".sweep-", dir=root))
+    except OSError as error:
+        raise write_problem(error, root) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[None]:
+    """SIGTERM ends a recipe as orderly as Ctrl-C does; a recipe may put a handler of its own in its place."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise Interrupted(signum)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _disk_problems(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise write_problem(error, Path(error.filename or run.directory or ".")) from error
+        raise
