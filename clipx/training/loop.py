@@ -138,7 +138,8 @@ class Trainer:
         self.run = run
         self.seed = seed
         self.accelerator = accelerator or settings.accelerator()
-        self.module = module.to(self.accelerator.device)
+        # Convolutions run faster in channels-last on CPU and GPU alike; other layers do not notice.
+        self.module = module.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = optimizer
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.evaluate = evaluate
@@ -223,6 +224,7 @@ class Trainer:
             self.positions[int(worker)] = (int(epoch), int(count))
         device = self.accelerator.device
         moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)
         self._images += len(moved["image"])
         return moved
 
@@ -257,7 +259,7 @@ class Trainer:
         signum = stop.agreed(self.accelerator.device)
         logging = done == self.start + 1 or done % settings.log_every == 0 or last
         if logging or saving or evaluating or signum or self.accelerator.device.type == "cpu":
-            values = {name: float(value) for name, value in losses.items()}
+            values = {name: float(value.detach()) for name, value in losses.items()}
             self._check_finite(done, values)
         fitted.steps = done
         fitted.seconds = self._trained
@@ -276,7 +278,7 @@ class Trainer:
         record = {
             **values,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "logit_scale": float(self.module.clip.logit_scale),  # type: ignore[union-attr, arg-type]
+            "logit_scale": float(self.module.clip.logit_scale.detach()),  # type: ignore[union-attr, operator]
             "images_per_second": self.fitted.images_per_second,
             "data_wait": self.fitted.data_wait,
         }
