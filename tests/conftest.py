@@ -4,7 +4,7 @@ import torch
 
 @pytest.fixture(scope="session", params=[2, 4])
 def processes(request, tmp_path_factory):
-    """What each of 2 and of 4 gloo processes found, see ``worlds.run``; one start of the processes for all tests."""
+    """What each of 2 and of 4 gloo processes found, see ``worlds.run``; they start once for all tests."""
     import worlds
 
     folder = tmp_path_factory.mktemp("processes")

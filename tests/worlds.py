@@ -1,4 +1,4 @@
-"""What each of several gloo processes computes for the tests of the objectives and of the exchanges between them."""
+"""What each of several gloo processes computes for the tests of objectives and of exchanges."""
 
 from pathlib import Path
 from types import SimpleNamespace

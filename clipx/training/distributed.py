@@ -48,8 +48,8 @@ def gather_rows(rows: Tensor, with_grad: bool = True) -> Tensor:
 def foreign_rows(rows: Tensor, how: str = "bidir") -> Iterator[Tensor]:
     """Blocks ``[B, ...]`` of the other processes, one after another.
 
-    Gradients return to the process a block came from. Every process must take all blocks: each may be a step of
-    a collective.
+    Gradients return to the process a block came from. Every process must take all blocks: each may be a step
+    of a collective.
 
     Args:
         rows: ``[B, ...]`` of this process, as many in every process.

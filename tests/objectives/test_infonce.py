@@ -1,8 +1,8 @@
 import pytest
 import torch
+import worlds
 from torch.nn import functional
 
-import worlds
 from clipx.errors import ClipxError
 from clipx.objectives.infonce import InfoNCE, info_nce
 
