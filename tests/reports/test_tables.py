@@ -1,0 +1,31 @@
+from clipx.reports.tables import markdown, metric_rows, show_metrics
+from clipx.tasks.intervals import Estimate
+
+ESTIMATES = {
+    "top1": Estimate(0.91234, 0.9, 0.92345),
+    "perfect": Estimate(1.0, 0.98, 1.0),
+    "median_rank": Estimate(12.5, 11.0, 14.0),
+}
+
+
+def test_metric_rows():
+    assert metric_rows(ESTIMATES) == [
+        ["top1", "0.912", "0.900 to 0.923"],
+        ["perfect", "1.000", "0.980 to 1.000"],
+        ["median_rank", "12.5", "11 to 14"],
+    ]
+
+
+def test_a_pipe_gets_plain_aligned_text(capsys):
+    show_metrics(ESTIMATES)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["metric", "value", "95%", "interval"]
+    assert lines[1].startswith("top1 ")
+    assert "\033" not in "".join(lines)
+    assert len({line.index("0.9") for line in lines[1:2]}) == 1
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_markdown():
+    text = markdown(["name", "value"], [["a|b", 0.123456], ["two\nlines", None]], right=["value"])
+    assert text == "| name | value |\n| --- | ---: |\n| a\\|b | 0.1235 |\n| two lines | - |\n"
