@@ -47,6 +47,11 @@ def read_captions(
     return [(str(row.get(image) or ""), captions_of(row.get(caption))) for row in rows]
 
 
+def separator(header: str) -> str:
+    """The character that separates the columns of a header line: comma, semicolon, tab or bar."""
+    return max(",;\t|", key=header.count)
+
+
 def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     ending = path.suffix.lower()
     try:
@@ -87,7 +92,7 @@ def _decoded(content: bytes) -> str:
 
 def _separated(text: str, delimiter: str | None) -> tuple[list[str], list[dict[str, Any]]]:
     header = text.split("\n", 1)[0]
-    delimiter = delimiter or max(",;\t|", key=header.count)
+    delimiter = delimiter or separator(header)
     # Long captions pass the default limit of 128 KiB a cell only by mistake: an unclosed quote swallows the
     # file.
     reader = csv.reader(io.StringIO(text.replace("\0", "")), delimiter=delimiter, skipinitialspace=True)

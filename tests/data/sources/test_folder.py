@@ -243,7 +243,8 @@ def test_captions_of_an_image_are_kept_together(captioned):
         ("captions.csv", "\ufeffimage,caption\r\nimages\\000.jpg,a\r\nimages\\001.jpg,b\r\n"),
         (
             "captions.jsonl",
-            '{"filename": "images/000.jpg", "caption": ["a"]}\n{"filename": "images/001.jpg", "caption": "b"}\n',
+            '{"filename": "images/000.jpg", "caption": ["a"]}\n'
+            '{"filename": "images/001.jpg", "caption": "b"}\n',
         ),
     ],
 )
