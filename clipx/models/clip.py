@@ -22,8 +22,8 @@ MAX_LOG_SCALE = 4.605170185988092
 class CLIP(nn.Module):
     """An image tower and a text tower that map into one space of unit vectors.
 
-    Everything downstream compares an image with a text through ``score``, so that a model whose comparison is not a
-    dot product needs no other change.
+    Everything downstream compares an image with a text through ``score``, so that a model whose comparison is
+    not a dot product needs no other change.
 
     Args:
         model: an open_clip ``CLIP`` or ``CustomTextCLIP``.
@@ -32,6 +32,9 @@ class CLIP(nn.Module):
         preprocess_cfg: open_clip's preprocessing: size, mean, std, interpolation, resize_mode.
         name: what the user called it.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -59,12 +62,12 @@ class CLIP(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.logit_scale.device  # type: ignore[union-attr]
+        return next(self.model.parameters()).device
 
     @property
     def logit_scale(self) -> Tensor:
         """exp of the learnt log-temperature, a scalar in [1, 100]."""
-        return self.model.logit_scale.exp()  # type: ignore[operator, union-attr]
+        return self.model.logit_scale.exp()  # type: ignore[operator]
 
     @property
     def logit_bias(self) -> Tensor | None:
@@ -98,11 +101,11 @@ class CLIP(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 images ``[B, 3, H, W]`` into what ``encode_image`` takes."""
-        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std  # type: ignore[operator]
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     @functools.cached_property
     def preprocess(self) -> Callable[[Any], Tensor]:
-        """Resize and crop of an RGB PIL image into uint8 ``[3, H, W]``: open_clip's own transform up to ``ToTensor``."""
+        """Resize and crop of an RGB PIL image into uint8 ``[3, H, W]``: open_clip's up to ``ToTensor``."""
         from clipx.data.transforms import inference_transform
 
         return inference_transform(self.preprocess_cfg)
@@ -110,7 +113,7 @@ class CLIP(nn.Module):
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
         """Keep the logit scale in [1, 100]; called after every optimizer step."""
-        self.model.logit_scale.clamp_(0.0, MAX_LOG_SCALE)  # type: ignore[union-attr, operator]
+        self.model.logit_scale.clamp_(0.0, MAX_LOG_SCALE)  # type: ignore[operator]
 
     def fingerprint(self) -> str:
         """A hash of the weights, the architecture and the preprocessing: equal for equal embeddings."""
@@ -118,15 +121,19 @@ class CLIP(nn.Module):
         digest.update(json.dumps([self.model_cfg, self.preprocess_cfg], sort_keys=True, default=str).encode())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else
-                          repr(value.item()).encode())
+            digest.update(
+                value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                if value.ndim
+                else repr(value.item()).encode()
+            )
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> Path:
         """Write a folder that ``open_clip.create_model_and_transforms("local-dir:<folder>")`` loads.
 
-        Holds ``open_clip_config.json``, ``open_clip_model.safetensors`` and, for a small vocabulary, the merges of its
-        tokenizer: ``open_clip.SimpleTokenizer(bpe_path="<folder>/bpe_merges.txt.gz", context_length=...)``.
+        Holds ``open_clip_config.json``, ``open_clip_model.safetensors``, the files of a Hugging Face
+        tokenizer and, for a small vocabulary, the merges of its own, which open_clip takes as
+        ``SimpleTokenizer(bpe_path="<folder>/bpe_merges.txt.gz", context_length=...)``.
         """
         from safetensors.torch import save_file
 
@@ -139,6 +146,8 @@ class CLIP(nn.Module):
         text_cfg = self.model_cfg["text_cfg"]
         if is_small_vocabulary(text_cfg):
             (folder / MERGES_FILE).write_bytes(merges(text_cfg["vocab_size"]))
+        elif hasattr(self.tokenizer, "save_pretrained"):
+            self.tokenizer.save_pretrained(folder)
         return folder
 
 
@@ -150,7 +159,7 @@ def is_small_vocabulary(text_cfg: dict[str, Any]) -> bool:
 
 @torch.no_grad()
 def images_to_features(clip: CLIP, images: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
-    """Embed uint8 images ``[B, 3, H, W]`` in inference mode: unit rows float32 ``[B, D]`` on the model's device."""
+    """Embed uint8 images ``[B, 3, H, W]`` without gradient as unit rows float32 ``[B, D]``."""
     device = clip.device
     with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
         return clip.encode_image(clip.normalize(images.to(device, non_blocking=True))).float()

@@ -3,12 +3,15 @@
 import contextlib
 import json
 import logging
+import math
+import pickle
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from clipx.errors import ClipxError, did_you_mean
 from clipx.hub import cache_only_when_unreachable
@@ -36,15 +39,16 @@ def load(
     """Build a CLIP and load its weights.
 
     Args:
-        name: a preset (``tiny``, ``micro``), an open_clip architecture (``ViT-B-32``), ``hf-hub:org/repo``, or a folder
-            (a run, or one that ``CLIP.save`` or open_clip wrote).
-        pretrained: an open_clip tag (``openai``), a checkpoint file, a run or model folder of the same architecture,
-            ``tiny`` for the weights that ship with clipx; None for random weights (a folder or hub id as ``name``
-            brings its own).
+        name: a preset (``tiny``, ``micro``), an open_clip architecture (``ViT-B-32``), ``hf-hub:org/repo``,
+            or a folder (a run, or one that ``CLIP.save`` or open_clip wrote).
+        pretrained: an open_clip tag (``openai``), a checkpoint file, a run or model folder of the same
+            architecture, ``tiny`` for the weights that ship with clipx; None for random weights (a folder or
+            hub id as ``name`` brings its own).
         image_size: pixels, to change the resolution; position embeddings are interpolated.
         context_length: tokens, to change the text length.
         init_logit_scale: log of the initial scale where the weights are random.
-        init_logit_bias: gives the model a learnt bias that starts here (SigLIP); also where the weights have none.
+        init_logit_bias: gives the model a learnt bias that starts here (SigLIP); also where the weights have
+            none.
         device: where to put the model.
 
     Raises:
@@ -52,25 +56,31 @@ def load(
     """
     import open_clip
 
+    # A folder that happens to be called like an architecture is meant as ./NAME.
+    architecture = name.replace("/", "-")
+    own_folder = None if architecture in open_clip.list_models() else _model_folder(name)
     init = {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
     init = {key: value for key, value in init.items() if value is not None}
-    sizes = {"force_image_size": image_size, "force_context_length": context_length}
     checkpoint = None
-    own_folder = _model_folder(name)
     if own_folder is not None:
         location = f"local-dir:{own_folder}"
         model_cfg, preprocess_cfg = _read_config(own_folder)
         load_weights = pretrained is None and own_folder.parent != PRESETS
+        if load_weights:
+            _weights(own_folder)
         if pretrained is not None:
-            checkpoint = _checkpoint(name, pretrained, model_cfg)
+            checkpoint, brought = _checkpoint(name, pretrained, model_cfg)
+            preprocess_cfg = {**preprocess_cfg, **brought}
     elif name.startswith(("hf-hub:", "local-dir:")):
         location, load_weights, preprocess_cfg = name, True, {}
         model_cfg = _hub_config(name)
     else:
-        model_cfg = open_clip.get_model_config(name.replace("/", "-"))
+        name = architecture
+        model_cfg = open_clip.get_model_config(name)
         if model_cfg is None:
             raise ClipxError(
-                f"there is no model {name!r}", hint=did_you_mean(name, [*preset_names(), *open_clip.list_models()])
+                f"there is no model {name!r}",
+                hint=did_you_mean(name, [*preset_names(), *open_clip.list_models()]),
             )
         location, load_weights, preprocess_cfg = name, False, {}
         if pretrained is not None:
@@ -78,17 +88,38 @@ def load(
             if pretrained in tags:
                 load_weights = True
             else:
-                checkpoint = _checkpoint(name, pretrained, model_cfg, tags)
+                checkpoint, preprocess_cfg = _checkpoint(name, pretrained, model_cfg, tags)
 
-    model = _create(location, pretrained if load_weights and own_folder is None else None, load_weights, sizes, init)
+    loaded = load_weights or checkpoint is not None
+    # open_clip interpolates the positions of a transformer as it loads weights; those of a ResNet are left to
+    # us.
+    by_us = image_size is not None and loaded and isinstance(model_cfg["vision_cfg"].get("layers"), list)
+    sizes = {"force_image_size": None if by_us else image_size, "force_context_length": context_length}
+    tag = pretrained if load_weights and own_folder is None else None
+    model = _create(location, tag, load_weights, sizes, init)
     if checkpoint is not None:
         _load_checkpoint(model, checkpoint, name)
-    if init_logit_bias is not None and not _stored_bias(model, load_weights or checkpoint is not None):
-        nn.init.constant_(model.logit_bias, init_logit_bias)  # type: ignore[arg-type]
+    if by_us:
+        assert image_size is not None
+        _resize_attention_pool(model.visual, image_size)  # type: ignore[arg-type]
+    bias = getattr(model, "logit_bias", None)
+    if bias is not None:
+        # open_clip fills a bias that the weights lack with zero.
+        if init_logit_bias is not None and not (loaded and bool(bias.detach().ne(0).any())):
+            nn.init.constant_(bias, init_logit_bias)
+        # The architecture that is saved has to have one too.
+        init.setdefault("init_logit_bias", model_cfg.get("init_logit_bias", 0.0))
 
     model_cfg = _final_config(model_cfg, image_size, context_length, init)
-    preprocess_cfg = {**_default_preprocess(), **preprocess_cfg, **open_clip.model.get_model_preprocess_cfg(model)}
-    return CLIP(model, _tokenizer(name, location, model_cfg), model_cfg, preprocess_cfg, Path(name).name).to(device)
+    preprocess_cfg = {
+        **_default_preprocess(),
+        **open_clip.model.get_model_preprocess_cfg(model),
+        **preprocess_cfg,
+        "size": model.visual.image_size,  # type: ignore[union-attr]
+    }
+    return CLIP(model, _tokenizer(name, location, model_cfg), model_cfg, preprocess_cfg, Path(name).name).to(
+        device
+    )
 
 
 def _default_preprocess() -> dict[str, Any]:
@@ -100,12 +131,12 @@ def _default_preprocess() -> dict[str, Any]:
 
 
 def _model_folder(name: str) -> Path | None:
-    """The folder that holds a model of this name: a preset, a run, a model folder; None where it is no folder."""
+    """The folder that holds a model of this name (preset, run, model folder), None where it is no folder."""
     path = Path(name.removeprefix("local-dir:"))
     for folder in (PRESETS / name, path, path / "model"):
         if (folder / CONFIG_FILE).is_file():
             return folder
-    if path.is_dir():
+    if path.is_dir() or name.startswith("local-dir:"):
         raise ClipxError(
             f"{path} holds no model: there is no {CONFIG_FILE}",
             hint="a run writes model/ when it completes; --resume finishes an interrupted one",
@@ -133,36 +164,55 @@ def _hub_config(name: str) -> dict[str, Any]:
 
 def _unreachable(name: str, error: Exception) -> ClipxError:
     return ClipxError(
-        f"cannot get {name}: {_first_line(error)}",
+        f"cannot get {name}: {_in_one_line(error)}",
         hint="is there a network? A downloaded checkpoint works offline: model.pretrained=PATH",
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _checkpoint(name: str, pretrained: str, model_cfg: dict[str, Any], tags: list[str] | None = None) -> Path:
-    """The weights file that ``pretrained`` names, checked to be of this architecture where a config says so."""
+def _checkpoint(
+    name: str, pretrained: str, model_cfg: dict[str, Any], tags: list[str] | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """The weights file that ``pretrained`` names, and the preprocessing it was trained with where a folder
+    says so.
+
+    Raises:
+        ClipxError: there is no such file, or its folder says that it is of another architecture.
+    """
     path = Path(pretrained)
     if path.is_file():
-        return path
+        return path, {}
     folder = _model_folder(pretrained)
     if folder is None:
         choices = [*(tags or []), *preset_names()]
-        raise ClipxError(f"{name} has no pretrained weights {pretrained!r}", hint=did_you_mean(pretrained, choices))
-    other, _ = _read_config(folder)
+        raise ClipxError(
+            f"{name} has no pretrained weights {pretrained!r}", hint=did_you_mean(pretrained, choices)
+        )
+    other, preprocess_cfg = _read_config(folder)
     if _towers(other) != _towers(model_cfg):
         raise ClipxError(
             f"{pretrained} holds another architecture than {name}", hint=f"use its own: model={pretrained}"
         )
-    if not (folder / WEIGHTS_FILE).is_file():
+    return _weights(folder), preprocess_cfg
+
+
+def _weights(folder: Path) -> Path:
+    files = sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".bin", ".pth"})
+    own = folder / WEIGHTS_FILE
+    if not files:
         raise ClipxError(f"{folder} has no weights ({WEIGHTS_FILE})")
-    return folder / WEIGHTS_FILE
+    return own if own in files else files[0]
 
 
 def _towers(model_cfg: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in model_cfg.items() if not key.startswith("init_")}
+    """What has to agree for weights to fit; positions are interpolated, so that sizes need not."""
+    towers = {key: value for key, value in model_cfg.items() if not key.startswith("init_")}
+    for tower, size in (("vision_cfg", "image_size"), ("text_cfg", "context_length")):
+        towers[tower] = {key: value for key, value in towers[tower].items() if key != size}
+    return towers
 
 
 def _create(
@@ -172,33 +222,69 @@ def _create(
 
     quiet = logging.getLogger()
     level = quiet.level
-    quiet.setLevel(logging.CRITICAL)  # open_clip logs each error it raises, and warns where weights are not wanted
+    quiet.setLevel(logging.CRITICAL)  # open_clip logs what it raises, and warns where weights are not wanted
     try:
         with cache_only_when_unreachable() if load_weights else contextlib.nullcontext():
-            return open_clip.create_model(location, pretrained, load_weights=load_weights, **sizes, **init)
+            return open_clip.create_model(
+                location,
+                pretrained,
+                load_weights=load_weights,
+                require_pretrained=load_weights,
+                **sizes,
+                **init,
+            )
     except Exception as error:  # download, decode and shape errors of many types: one answer to the user
         if "size mismatch" in str(error) or "Missing key" in str(error):
-            raise ClipxError(f"the weights of {location} do not fit it: {_first_line(error)}") from error
+            raise ClipxError(f"the weights of {location} do not fit it: {_in_one_line(error)}") from error
+        if location.startswith("local-dir:"):
+            folder = location.removeprefix("local-dir:")
+            raise ClipxError(f"the model in {folder} cannot be read: {_in_one_line(error)}") from error
         raise _unreachable(f"{location} {pretrained or ''}".strip(), error) from error
     finally:
         quiet.setLevel(level)
 
 
 def _load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
-    import open_clip
-
     try:
-        open_clip.load_checkpoint(model, str(path), weights_only=True)
-    except Exception as error:  # unpickling, missing keys, size mismatch: all mean the file does not fit
+        _fill(model, path)
+    except pickle.UnpicklingError as error:
         raise ClipxError(
-            f"{path} is not a checkpoint of {name}: {_first_line(error)}",
+            f"{path} holds more than tensors and is not opened: that could run any program",
+            hint="save it as safetensors, or as a plain state_dict",
+        ) from error
+    except Exception as error:  # no such format, missing keys, size mismatch: all mean the file does not fit
+        raise ClipxError(
+            f"{path} is not a checkpoint of {name}: {_in_one_line(error)}",
             hint="name the architecture it was trained with: model=ARCHITECTURE model.pretrained=PATH",
         ) from error
 
 
-def _stored_bias(model: nn.Module, loaded: bool) -> bool:
-    """Whether a bias came with the weights; open_clip fills a missing one with zero."""
-    return loaded and bool(model.logit_bias.detach().ne(0).any())  # type: ignore[union-attr, operator]
+def _fill(model: nn.Module, path: Path) -> None:
+    import open_clip
+
+    try:
+        open_clip.load_checkpoint(model, str(path), weights_only=True)
+    except AttributeError:
+        if model.logit_bias is not None:
+            raise
+        # The checkpoint has a bias; open_clip compares its shape with that of the model's, which has none.
+        model.logit_bias = nn.Parameter(torch.zeros([]))
+        open_clip.load_checkpoint(model, str(path), weights_only=True)
+
+
+@torch.no_grad()
+def _resize_attention_pool(visual: nn.Module, image_size: int) -> None:
+    """Interpolate the positions of a ResNet's attention pool, as open_clip does those of a transformer."""
+    pool = visual.attnpool
+    positions: torch.Tensor = pool.positional_embedding  # type: ignore[union-attr, assignment]
+    own, grid = positions[:1], positions[1:]
+    before, after = math.isqrt(len(grid)), image_size // 32
+    if after < 1:
+        raise ClipxError(f"image_size is {image_size}, a ResNet needs at least 32")
+    square = grid.T.reshape(1, -1, before, before)
+    square = functional.interpolate(square, (after, after), mode="bicubic", antialias=True)
+    pool.positional_embedding = nn.Parameter(torch.cat([own, square.flatten(2)[0].T]))  # type: ignore[union-attr]
+    visual.image_size = image_size  # type: ignore[assignment]
 
 
 def _final_config(
@@ -222,6 +308,8 @@ def _tokenizer(name: str, location: str, model_cfg: dict[str, Any]) -> Any:
         with cache_only_when_unreachable() if text_cfg.get("hf_tokenizer_name") else contextlib.nullcontext():
             return open_clip.get_tokenizer(location, context_length=text_cfg.get("context_length"))
     except ImportError as error:
-        raise ClipxError(f"the tokenizer of {name} needs transformers", hint="pip install transformers") from error
+        raise ClipxError(
+            f"the tokenizer of {name} needs transformers", hint="pip install transformers"
+        ) from error
     except Exception as error:  # a tokenizer on the hub
         raise _unreachable(f"the tokenizer of {name}", error) from error

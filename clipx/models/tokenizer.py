@@ -1,9 +1,9 @@
 """The tokenizer of small models: CLIP's byte-pair encoding, cut to its most frequent merges.
 
-CLIP's 49,408 tokens would make the embedding table of a CPU-sized model larger than the rest of it. Byte-pair merges
-are ordered by frequency, so the first ``vocab_size - 514`` of them are a complete tokenizer of their own: every text in
-every language still encodes, rarer words into more pieces. The end-of-text token stays the highest id, which is what
-open_clip's ``argmax`` pooling looks for.
+CLIP's 49,408 tokens would make the embedding table of a CPU-sized model larger than the rest of it. Byte-pair
+merges are ordered by frequency, so the first ``vocab_size - 514`` of them are a complete tokenizer of their
+own: every text in every language still encodes, rarer words into more pieces. The end-of-text token stays the
+highest id, which is what open_clip's ``argmax`` pooling looks for.
 """
 
 import gzip
@@ -36,7 +36,8 @@ def small_tokenizer(vocab_size: int, context_length: int) -> Any:
     """Build an open_clip ``SimpleTokenizer`` whose ids lie in [0, vocab_size).
 
     Returns:
-        a callable ``list[str] -> int64 [B, context_length]``, padded with 0, longer texts cut before the end token.
+        a callable ``list[str] -> int64 [B, context_length]``, padded with 0, longer texts cut before the end
+        token.
     """
     from open_clip.tokenizer import SimpleTokenizer
 
