@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of (seed, stream, index, position): counter-based, so order never matters."""
+"""Random numbers as pure functions of (seed, stream, index, position): order never matters."""
 
 import hashlib
 from collections.abc import Sequence

@@ -40,10 +40,10 @@ def _shuffled_block(key: int, block: int, count: int) -> tuple[int, ...]:
 
 
 def balanced(key: int, index: int, classes: int, counts: int) -> tuple[int, int]:
-    """Class and number of objects of an example of a split in which every class meets every number equally often.
+    """Class and object count of one example of a split in which every class meets every count equally often.
 
-    Every block of ``classes`` examples holds each class once, shuffled; over ``counts`` blocks each class takes
-    each count once.
+    Every block of ``classes`` examples holds each class once, shuffled; over ``counts`` blocks each class
+    takes each count once.
 
     Returns:
         (class index, count index), both pure functions of the arguments.

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipx.data.scenes import surfaces
+from clipx.data.scenes import styles, surfaces, words
 from clipx.data.scenes.shapes import REACH, table
 from clipx.data.scenes.vocabulary import TINTS
 from clipx.data.scenes.world import Background, Scene, Thing
 
 LEVELS = ((8.0, 96), (16.0, 192), (32.0, 384))
-"""Table side by largest radius in pixels: the nearest cell is then within a ninth of a pixel, and tables stay small
-enough for the processor's cache. Above the last radius the last table is interpolated."""
+"""Table side by largest radius in pixels: the nearest cell is then within a ninth of a pixel, and tables stay
+small enough for the processor's cache. Above the last radius the last table is interpolated."""
 
 
 def paint(scene: Scene, size: int) -> np.ndarray:
@@ -88,7 +88,7 @@ def footprint(thing: Thing, size: int) -> Footprint | None:
     down = np.arange(top + 0.5 - y, bottom - y, dtype=np.float32)[:, None]
     u = across * np.float32(cosine) + (down * np.float32(sine) + np.float32(middle))
     v = across * np.float32(-sine) + (down * np.float32(cosine) + np.float32(middle))
-    # A corner may fall off the table: it then reads another edge cell, and beyond the edge all cells are alike.
+    # A corner may fall off the table: it then reads another edge cell, and all edge cells are alike.
     row = np.floor(v)
     if nearest:
         row *= side
@@ -138,7 +138,7 @@ def masks(scene: Scene, size: int) -> np.ndarray:
 
 
 def boxes(visible: np.ndarray) -> np.ndarray:
-    """Extents of masks: float32 [K, 4], x0, y0, x1, y1 in pixels, x1 and y1 exclusive; -1 where none is visible."""
+    """Extents of masks: float32 [K, 4], x0, y0, x1, y1 in pixels, x1 and y1 exclusive; -1 where hidden."""
     result = np.full((len(visible), 4), -1, dtype=np.float32)
     for number, mask in enumerate(visible):
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -153,8 +153,13 @@ def depths(scene: Scene) -> np.ndarray:
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
-    """The scene as uint8 [size, size, 3]."""
-    return to_pixels(paint(scene, size))
+    """The scene with its words, in its style: uint8 [size, size, 3]."""
+    image = paint(scene, size)
+    if scene.words is not None:
+        words.write(image, scene.words, (scene.key >> 8 & 255) / 255, top=bool(scene.key & 1))
+    if scene.style is not None:
+        image = styles.apply(scene.style, image, scene.key)
+    return to_pixels(image)
 
 
 def render_batch(scenes: Sequence[Scene], size: int) -> np.ndarray:

@@ -126,10 +126,10 @@ def grid(side: int) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def table(shape: str, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distance of a shape, and the light its shadow leaves the ground, over ``grid(side)``: each float32 [side**2].
+    """Distance of a shape and the light its shadow leaves the ground, over ``grid(side)``: float32 [side**2].
 
-    Distance is in object units, negative inside; the light that is left is a share in 0..1. Light comes from the
-    top left.
+    Distance is in object units, negative inside; the light that is left is a share in 0..1. Light comes from
+    the top left.
     """
     x, y = grid(side)
     behind = DISTANCES[shape](x - 0.09, y - 0.13)
@@ -140,7 +140,7 @@ def table(shape: str, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def light(shape: str, side: int) -> np.ndarray:
-    """How a shape, as a soft cushion, catches the light: float32 [side**2] in 0..1, 0.5 is its base colour."""
+    """How a shape, as a soft cushion, catches the light: float32 [side**2] in 0..1, 0.5 for its base."""
     x, y = grid(side)
     distance = table(shape, side)[0].reshape(side, side)
     slope_y, slope_x = np.gradient(distance, x[0, 1] - x[0, 0])

@@ -77,7 +77,7 @@ def noise(size: int) -> np.ndarray:
 
 @cache
 def pattern(size: int, number: int) -> np.ndarray:
-    """A repeating pattern (weave, dots, waves, tiles) to cut backgrounds from: float32 [2 * size, 2 * size]."""
+    """A repeating pattern (weave, dots, waves, tiles) to cut grounds from: float32 [2 * size, 2 * size]."""
     axis = np.arange(2 * size, dtype=np.float32) / size
     x, y = np.meshgrid(axis, axis)
     turn = 2 * np.pi * 8

@@ -1,11 +1,9 @@
 """What a scene may hold: shapes, colours, sizes, textures, backgrounds, relations, by their English names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
-
-from clipx.errors import ClipxError, did_you_mean
 
 SHAPES = (
     "circle",
@@ -66,7 +64,7 @@ TINTS: Mapping[str, tuple[tuple[int, int, int], ...]] = {
     "purple": ((228, 218, 242), (158, 142, 184), (60, 44, 84)),
     "brown": ((236, 224, 210), (174, 154, 132), (70, 54, 42)),
 }
-"""Background colour by tint, then by tone (light, middle, dark), sRGB 0..255: muted, for objects to stand out."""
+"""Background colour by tint, then by tone (light, middle, dark), sRGB: muted, so that objects stand out."""
 
 OPPOSITE: Mapping[str, str] = {
     "left": "right",
@@ -79,36 +77,6 @@ OPPOSITE: Mapping[str, str] = {
 """Every relation and the one that holds when its two objects change places."""
 
 CAPTIONS = ("short", "long", "paraphrase")
-
-STYLES = ("photo-noise", "sketch", "inverted", "low-light", "blur", "occlusion")
-
-
-def choose(words: str | Iterable[str] | None, valid: Iterable[str], what: str) -> tuple[str, ...]:
-    """Check names given by a user against the vocabulary.
-
-    Args:
-        words: one name, several, or None for all.
-        valid: the names that exist.
-        what: the argument's name, for the error.
-
-    Returns:
-        The chosen names in the order given, without repeats.
-
-    Raises:
-        ClipxError: a name that does not exist, or an empty choice.
-    """
-    valid = tuple(valid)
-    if words is None:
-        return valid
-    chosen = tuple(dict.fromkeys([words] if isinstance(words, str) else words))
-    if not chosen:
-        raise ClipxError(
-            f"scenes: {what} is empty", hint=f"leave it out for all, or name some of: {', '.join(valid)}"
-        )
-    for word in chosen:
-        if word not in valid:
-            raise ClipxError(f"scenes: {what} has no {word!r}", hint=did_you_mean(str(word), valid))
-    return chosen
 
 
 @cache

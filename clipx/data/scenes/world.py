@@ -6,7 +6,7 @@ OVERLAP = 0.9
 """Two things overlap when their centres are nearer than this share of the sum of their radii."""
 
 APART = 0.08
-"""Least distance of centres along an axis, fraction of the image, for left, right, above and below to hold."""
+"""Least distance of centres along an axis, fraction of the image, for left, right, above, below to hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """What is behind the things: a kind, a tint, a tone (0 light, 1 middle, 2 dark), its variation in [0, 1)."""
+    """What is behind the things: kind, tint, tone (0 light, 1 middle, 2 dark), variation in [0, 1)."""
 
     kind: str
     tint: str

@@ -42,6 +42,11 @@ FRAMES = (
 )
 
 
+def colour_name(colour: str) -> str:
+    """The colour by itself: ``red``."""
+    return colour
+
+
 def class_name(colour: str, shape: str) -> str:
     """Name of a class without an article: ``red circle``."""
     return f"{colour} {SHAPES[shape][0]}"
