@@ -3,9 +3,11 @@
 Nothing here may import torch, hydra or open_clip: help must be instant.
 """
 
+import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +16,19 @@ import typer
 
 from clipx import __version__, console
 from clipx.errors import ClipxError, did_you_mean
+
+
+def _print_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        print(context.get_help())
+        raise typer.Exit()
+
+
+# Typer's own --help of a group imports pydantic on the way to a command; a flag of ours does not.
+Help = Annotated[
+    bool,
+    typer.Option("--help", "-h", callback=_print_help, is_eager=True, help="Show this message and exit."),
+]
 
 # Plain help: rich's renderer alone would take half of the time that help may take.
 app = typer.Typer(
@@ -25,11 +40,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
     no_args_is_help=True,
+    add_help_option=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 runs_app = typer.Typer(
     rich_markup_mode=None,
+    add_help_option=False,
     invoke_without_command=True,
     help="List the runs, show one, or compare several.\n\n\b\n"
     "  clipx runs\n  clipx runs show pretrain/infonce/latest\n"
@@ -53,9 +70,7 @@ def recipe(name: str, summary: str, *examples: str) -> None:
     def command(
         overrides: Annotated[
             list[str] | None,
-            typer.Argument(
-                metavar="[KEY=VALUE]...", help="Overrides of the configuration, in Hydra's syntax."
-            ),
+            typer.Argument(metavar="KEY=VALUE", hidden=True),
         ] = None,
         method: Annotated[
             str | None, typer.Option("--method", metavar="NAME", help=f"One of `clipx methods {name}`.")
@@ -96,11 +111,14 @@ def recipe(name: str, summary: str, *examples: str) -> None:
         )
         raise typer.Exit(execute(options))
 
-    app.command(name, help=_help(summary, examples), short_help=summary)(command)
+    app.command(name, help=_help(summary + _OVERRIDES, examples), short_help=summary)(command)
 
 
 def _help(summary: str, examples: tuple[str, ...]) -> str:
     return f"{summary}\n\n\b\n" + "\n".join(f"  {example}" for example in examples)
+
+
+_OVERRIDES = " KEY=VALUE changes the configuration, in Hydra's syntax; --show-config prints it."
 
 
 recipe(
@@ -130,7 +148,7 @@ recipe(
 def methods(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[COMMAND] | show NAME", help="One command's, or one method."),
+        typer.Argument(metavar="COMMAND | show NAME", hidden=True),
     ] = None,
     config_dir: ConfigDir = None,
     json: Json = False,
@@ -151,7 +169,9 @@ def methods(
 
 
 @runs_app.callback()
-def runs(context: typer.Context, output_root: OutputRoot = None, json: Json = False) -> None:
+def runs(
+    context: typer.Context, output_root: OutputRoot = None, json: Json = False, help: Help = False
+) -> None:
     context.obj = {"root": output_root, "json": json}
     if context.invoked_subcommand is None:
         from clipx.commands import runs
@@ -159,10 +179,15 @@ def runs(context: typer.Context, output_root: OutputRoot = None, json: Json = Fa
         runs.listing(_root(context, None), json)
 
 
-@runs_app.command("show", help="Show one run: status, metrics, command line, configuration.")
+@runs_app.command(
+    "show",
+    help="Show one run: status, metrics, command line, configuration. A run is v0003, infonce/v0003, "
+    "pretrain/infonce/latest, latest or a path.",
+    short_help="Show one run.",
+)
 def show_run(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="v0003, infonce/v0003, latest, or a path.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", hidden=True)],
     output_root: OutputRoot = None,
     json: Json = False,
 ) -> None:
@@ -171,10 +196,14 @@ def show_run(
     runs.show(_root(context, output_root), run, json or context.obj["json"])
 
 
-@runs_app.command("compare", help="Where the configurations of runs differ, and their metrics, side by side.")
+@runs_app.command(
+    "compare",
+    help="Where the configurations of runs differ, and their metrics, side by side.",
+    short_help="Put runs side by side.",
+)
 def compare_runs(
     context: typer.Context,
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Two runs or more.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN", hidden=True)],
     output_root: OutputRoot = None,
     json: Json = False,
 ) -> None:
@@ -191,7 +220,7 @@ app.add_typer(runs_app, name="runs")
 @app.command(
     "scenes",
     help=_help(
-        "Draw a contact sheet of the built-in data.",
+        "Draw a contact sheet of the built-in data. data.KEY=VALUE changes a setting of the data.",
         ("clipx scenes --grid scenes.png", "clipx scenes --grid scenes.png --count 12 data.seed=1"),
     ),
     short_help="Draw a contact sheet of the built-in data.",
@@ -200,7 +229,7 @@ def scenes(
     grid: Annotated[Path, typer.Option("--grid", metavar="FILE", help="The image to write.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[data.KEY=VALUE]...", help="Settings of conf/data/scenes.yaml."),
+        typer.Argument(metavar="data.KEY=VALUE", hidden=True),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, max=1000, help="How many scenes.")] = 24,
     json: Json = False,
@@ -221,6 +250,7 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    help: Help = False,
 ) -> None:
     pass
 
@@ -233,6 +263,9 @@ def _root(context: typer.Context, given: str | None) -> Path:
 
 def main() -> None:
     """The console script: run the command, print a mistake as error and hint, exit with 2 for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ± still gets its table
     sys.exit(run(lambda: typer.main.get_command(app).main(prog_name="clipx", standalone_mode=False)))
 
 
@@ -245,7 +278,7 @@ def run(command: Callable[[], Any]) -> int:
         return code if isinstance(code, int) else 0
     except ClipxError as error:
         if debug:
-            raise
+            traceback.print_exc()
         console.error(error.message, error.hint)
         return 2
     except BrokenPipeError:
@@ -262,7 +295,7 @@ def run(command: Callable[[], Any]) -> int:
             console.error(*_usage_mistake(error))
             return 2
         if debug:
-            raise
+            traceback.print_exc()
         console.error(f"{type(error).__name__}: {error}", "run again with --debug for the traceback")
         return 1
 

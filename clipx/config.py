@@ -12,10 +12,10 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipx import cards
 from clipx.errors import ClipxError, did_you_mean
@@ -23,6 +23,7 @@ from clipx.errors import ClipxError, did_you_mean
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+T = TypeVar("T")
 _MODEL_OVERRIDE = re.compile(r"(\+{0,2}model(?:@[\w.]*)?)=(.*)", re.DOTALL)
 
 
@@ -66,7 +67,7 @@ def architectures() -> tuple[str, ...]:
 
 
 def choices(group: str, config_dir: str | os.PathLike[str] | None = None) -> list[str]:
-    """What may stand behind ``group=``: files of conf/<group>/, and for ``model`` open_clip's architectures."""
+    """What may stand behind ``group=``: files of conf/<group>/; for ``model``, architectures of open_clip."""
     found = {path.stem for folder in conf_dirs(config_dir) for path in (folder / group).glob("*.yaml")}
     if group == "model":
         found.update(architectures())
@@ -105,7 +106,6 @@ def prepare(
         ClipxError: an override is not ``key=value``, or a model that looks like a path does not exist.
     """
     known = cards.card_names(conf_dirs(config_dir), command)
-    _offer_architectures()
     prepared = []
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -162,7 +162,9 @@ def compose_prepared(
     from omegaconf import OmegaConf, open_dict
 
     with _hydra(config_dir):
-        composed = hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
+        composed = with_architectures(
+            lambda: hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
+        )
         chosen = OmegaConf.to_container(composed.hydra.runtime.choices)
         with open_dict(composed):
             del composed["hydra"]
@@ -279,10 +281,23 @@ def _append_search_path(folder: Path) -> None:
     loader.repository.initialize_sources(path)  # type: ignore[attr-defined]
 
 
-@functools.cache
-def _offer_architectures() -> None:
-    for name in architectures():
-        _offer_model(name, name)
+def with_architectures(compose: Callable[[], T]) -> T:
+    """The result of a composition in which every open_clip architecture is a choice of ``model``.
+
+    Making all of them choices beforehand costs a tenth of a second; so one is added when it is found missing.
+    """
+    from hydra.errors import MissingConfigException
+
+    offered = set()
+    while True:
+        try:
+            return compose()
+        except MissingConfigException as error:
+            group, _, name = (error.missing_cfg_file or "").rpartition("/")
+            if group != "model" or name not in architectures() or name in offered:
+                raise
+            offered.add(name)
+            _offer_model(name, name)
 
 
 def _offer_model(choice: str, name: str) -> None:
@@ -303,6 +318,9 @@ def _model_keys() -> tuple[str, ...]:
 def _model_choices(value: str, config_dir: str | os.PathLike[str] | None, root: Path | None) -> str:
     known = set(choices("model", config_dir))
     if value in known or not value or any(mark in value for mark in "()[]{}'\"$"):
+        for name in architectures():
+            if name == value or "(" in value:  # glob(ViT-*) sweeps over what is on offer
+                _offer_model(name, name)
         return value
     if Path(value).expanduser().exists():
         return _model_choice(value, known, root)
@@ -311,6 +329,8 @@ def _model_choices(value: str, config_dir: str | os.PathLike[str] | None, root: 
 
 def _model_choice(value: str, known: set[str], root: Path | None) -> str:
     if value in known or value in ("", "null", "???"):
+        if value in architectures():
+            _offer_model(value, value)
         return value
     if value.startswith(("hf-hub:", "local-dir:")):
         return _registered(value)

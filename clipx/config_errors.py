@@ -103,7 +103,7 @@ def check_types(command: str, overrides: Sequence[str], config_dir: ConfigDir) -
 
 
 def build_error(node: Any, extra: dict[str, Any], error: Exception) -> Exception:
-    """What a failed ``instantiate`` means: a ClipxError for a mistake of the user, or the part's exception."""
+    """What a failed ``instantiate`` means: a ClipxError for a user's mistake, or the part's own exception."""
     cause = error.__cause__
     if isinstance(cause, ClipxError):
         return cause
@@ -149,7 +149,8 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str], config_dir: C
     parents = {leaf.rsplit(".", depth)[0] for leaf in leaves for depth in range(1, leaf.count(".") + 1)}
     last = key.rsplit(".", 1)[-1]
     near = [leaf for leaf in leaves if leaf.rsplit(".", 1)[-1] == last]
-    near += difflib.get_close_matches(key, [*leaves, *parents, *known], n=3, cutoff=0.6)
+    near += difflib.get_close_matches(key, leaves, n=3, cutoff=0.6)
+    near = near or difflib.get_close_matches(key, [*parents, *known], n=3, cutoff=0.6)
     parent = key.rpartition(".")[0]
     while parent and parent not in parents:
         parent = parent.rpartition(".")[0]

@@ -11,6 +11,7 @@ A live run holds a lock on its ``.lock``; the kernel drops it however the proces
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -279,15 +280,24 @@ class Run:
                 target.write_text(_json(status), encoding="utf-8")
 
     def _acquire(self) -> None:
+        target = self._file(".lock")
         with self._guarded():
-            self._lock = _try_lock(self._file(".lock"), make=True)
-        if self._lock is None:
+            target.touch()
+        try:
+            patience = time.monotonic() + 2.0  # a reader that looks at the lock holds it for a moment
+            while (lock := _try_lock(target, "ab")) is None and time.monotonic() < patience:
+                time.sleep(0.02)
+        except OSError:
+            self._lock = target.open("ab")  # no locks on this file system: the pid in the status must do
+            return
+        if lock is None:
             pid = _load_json(self._file("status.json")).get("pid", "?")
             raise ClipxError(
                 f"process {pid} is working on {self.directory}",
                 hint="wait for it, or stop it, and then resume",
             )
-        _held.add(self._lock)
+        self._lock = lock
+        _held.add(lock)
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -338,7 +348,8 @@ def summary(path: Path) -> Summary:
     status = read_status(path)
     seconds = status.get("seconds")
     if status["status"] == "running" and status.get("started"):
-        seconds = (datetime.now(UTC) - datetime.fromisoformat(status["started"])).total_seconds()
+        since = datetime.fromisoformat(status.get("resumed") or status["started"])
+        seconds = (seconds or 0.0) + (datetime.now(UTC) - since).total_seconds()
     return Summary(
         path=path,
         command=path.parent.parent.name,
@@ -418,24 +429,20 @@ def read_status(path: Path) -> dict[str, Any]:
     status = _load_json(path / "status.json")
     if status.get("status") not in (None, "running"):
         return status
-    if fcntl is None:
-        if _alive(status.get("pid")):
-            return status
-        return _mend(path, status)
-    lock = None
-    with contextlib.suppress(OSError):
-        lock = _try_lock(path / ".lock", make=False)
+    try:
+        lock = _try_lock(path / ".lock", "rb")
+    except FileNotFoundError:  # being born, or stillborn
+        return {**status, "status": "interrupted"}
+    except OSError:  # no locks here, or not for us to open
+        return _mend(path, status) if _is_dead(status) else {"status": "running", **status}
     if lock is None:
-        # Without a lock file the run is being born or is unreadable to us; a running one holds the lock.
-        return (
-            {"status": "running", **status}
-            if (path / ".lock").exists()
-            else {**status, "status": "interrupted"}
-        )
+        return {"status": "running", **status}
     with lock:
         # It may have ended between our reading and our locking.
         status = _load_json(path / "status.json")
-        return _mend(path, status) if status.get("status") in (None, "running") else status
+        if status.get("status") == "running":
+            return _mend(path, status)
+        return {"status": "interrupted", **status}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -550,21 +557,23 @@ def _claim(family: Path) -> Path:
             number += 1
 
 
-def _try_lock(path: Path, *, make: bool) -> IO[bytes] | None:
-    """An open file that holds the lock, or None where another process has it (or there is no lock file)."""
-    if not make and not path.exists():
-        return None
-    file = path.open("ab" if make else "rb")
+def _try_lock(path: Path, mode: str) -> IO[bytes] | None:
+    """An open file that holds the lock; None where another process holds it.
+
+    Raises:
+        OSError: the file cannot be opened, or its file system has no locks.
+    """
     if fcntl is None:
-        return file
+        raise OSError(errno.ENOTSUP, "no file locks")
+    file: IO[bytes] = open(path, mode)  # noqa: SIM115 - it stays open for as long as the lock is held
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None
     except OSError:
-        # A file system without locks: the run must not fail for that.
-        return file
+        file.close()
+        raise
     return file
 
 
@@ -576,15 +585,16 @@ def _mend(path: Path, status: dict[str, Any]) -> dict[str, Any]:
         since = datetime.fromisoformat(status.get("resumed") or status["started"])
         lived = (datetime.fromisoformat(mended["ended"]) - since).total_seconds()
         mended["seconds"] = round((status.get("seconds") or 0.0) + max(lived, 0.0), 3)
-    with contextlib.suppress(OSError):  # another user's run: report it rightly, leave its file
+    with contextlib.suppress(OSError):  # another user's run, or a full disk: report it rightly all the same
         write_atomic(path / "status.json", _json(mended))
     return mended
 
 
-def _alive(pid: Any) -> bool:
+def _is_dead(status: dict[str, Any]) -> bool:
+    """Whether the process that a status names is gone; of another machine's processes nothing is known."""
     import psutil
 
-    return isinstance(pid, int) and psutil.pid_exists(pid)
+    return status.get("host") == socket.gethostname() and not psutil.pid_exists(int(status.get("pid") or -1))
 
 
 @contextlib.contextmanager

@@ -152,7 +152,8 @@ def _hydra_main(
     ]
     own += [f"hydra.job.name=clipx-{options.command}", "hydra.run.dir=."]
     if folder is not None:
-        own += [f"hydra.sweep.dir='{folder}'", "hydra.sweep.subdir=."]
+        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        own += [f"hydra.sweep.dir='{quoted}'", "hydra.sweep.subdir=."]
     arguments = [*own, *prepared]
     if options.multirun:
         arguments.append("--multirun")
@@ -166,7 +167,7 @@ def _hydra_main(
             decorated = hydra.main(
                 version_base="1.3", config_path=str(config.conf_dir()), config_name=options.command
             )(task)
-            decorated()
+            config.with_architectures(decorated)
     except Interrupted:
         pass  # its outcome is recorded
     finally:
