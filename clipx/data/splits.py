@@ -95,32 +95,45 @@ def plan(
     Raises:
         ClipxError: where the data has splits but neither this one nor one that it could be cut from.
     """
+    read, cut = _origin(split, given, validation, test, name)
+    if cut is None:
+        return read, lambda item: True
+    return read, lambda item: hash_split(item, validation=validation, test=cut) == split
+
+
+def expected_share(split: str, given: Iterable[str], *, validation: float = 0.1, test: float = 0.1) -> float:
+    """The fraction of what it reads that ``plan`` keeps, in [0, 1]; by hash, it is an expectation."""
+    _, cut = _origin(split, given, validation, test, "the data")
+    if cut is None:
+        return 1.0
+    return {
+        "train": (1 - cut) * (1 - validation),
+        "validation": (1 - cut) * validation,
+        "test": cut,
+    }[split]
+
+
+def _origin(
+    split: str, given: Iterable[str], validation: float, test: float, name: str
+) -> tuple[tuple[str, ...], float | None]:
+    """The given splits to read, and the fraction of them cut for test; None where all is kept."""
     check_split(split)
     check_fractions(validation, test)
     have = set(given)
-
-    def everything(item: str) -> bool:
-        return True
-
-    def by_hash(test_part: float) -> Callable[[str], bool]:
-        return lambda item: hash_split(item, validation=validation, test=test_part) == split
-
     if split == ALL:
-        return tuple(part for part in SPLITS if part in have), everything
+        return tuple(part for part in SPLITS if part in have), None
     if not have:
-        return (), by_hash(test)
-    if "train" in have:
-        if have == {"train"}:
-            return ("train",), by_hash(test)
-        if have == {"train", "validation"}:
-            return (("validation",), everything) if split == "test" else (("train",), by_hash(0.0))
-        if have == {"train", "test"}:
-            return (("test",), everything) if split == "test" else (("train",), by_hash(0.0))
-        return (split,), everything
+        return (), test
+    if have == {"train"}:
+        return ("train",), test
+    if "train" in have and len(have) == 2:
+        # The one that is not train is the test, also where it is called validation; train yields the other.
+        (other,) = have - {"train"}
+        return ((other,), None) if split == "test" else (("train",), 0.0)
     if split in have:
-        return (split,), everything
+        return (split,), None
     if split == "test" and have == {"validation"}:
-        return ("validation",), everything
+        return ("validation",), None
     raise ClipxError(
         f"{name} has no {split} split, only {' and '.join(sorted(have))}",
         hint="add one, or use a split that is there",

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from clipx.errors import ClipxError, did_you_mean
 
 IMAGE = (
@@ -90,6 +94,13 @@ def need_column(column: str | None, argument: str, names: Sequence[str], where: 
             hint=f"name it: data.{argument}=... one of: {', '.join(names) or 'the file has no columns'}",
         )
     return column
+
+
+def spoken(captions: pa.ChunkedArray) -> np.ndarray:
+    """Which rows of a column have a caption that is not blank, bool [N]."""
+    if pa.types.is_string(captions.type) or pa.types.is_large_string(captions.type):
+        return pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(captions), ""), False).to_numpy()
+    return np.array([bool(captions_of(cell)) for cell in captions.to_pylist()], bool)
 
 
 def captions_of(cell: Any) -> list[str]:

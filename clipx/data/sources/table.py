@@ -15,7 +15,7 @@ from clipx.data.fields import UNLABELLED, Example
 from clipx.data.images import MAX_PIXELS
 from clipx.data.sources.arrow import column_names, read_table, table_files
 from clipx.data.sources.cells import holds_images, holds_paths, open_cell
-from clipx.data.sources.columns import CAPTION, IMAGE, LABEL, captions_of, find_column, need_column
+from clipx.data.sources.columns import CAPTION, IMAGE, LABEL, captions_of, find_column, need_column, spoken
 from clipx.data.sources.examples import file_state, fingerprint, one_by_one, position
 from clipx.data.sources.labels import ClassNames, LabelEncoder, class_label_names
 from clipx.data.sources.paths import Root, locate_all
@@ -226,7 +226,7 @@ class Table:
         length = len(codes)
         good = codes != UNLABELLED
         if part.captions is not None:
-            good |= _spoken(part.captions)
+            good |= spoken(part.captions)
         self._count("blank caption" if captioned else "no label", length - int(good.sum()))
         kind = part.images.type
         if holds_paths(kind):
@@ -250,13 +250,6 @@ class Table:
     def _count(self, reason: str, number: int) -> None:
         if number:
             self.skipped[reason] = self.skipped.get(reason, 0) + number
-
-
-def _spoken(captions: pa.ChunkedArray) -> np.ndarray:
-    """Which rows have a caption that is not blank, bool [N]."""
-    if holds_paths(captions.type):
-        return pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(captions), ""), False).to_numpy()
-    return np.array([bool(captions_of(cell)) for cell in captions.to_pylist()], bool)
 
 
 def _files_by_split(path: Any, splits: dict[str, Any], root: Path | None) -> dict[str, list[Path]]:
