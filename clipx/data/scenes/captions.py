@@ -12,8 +12,15 @@ DETAIL = 0.25
 """Chance that a short caption of several things mentions a size, and again a texture."""
 
 
-def plan(scene: Scene, kind: str, draws: Draws) -> tuple[Statement, ...]:
-    """What a caption of a kind (short, long, paraphrase) says; every statement is true of the scene."""
+def plan(scene: Scene, kind: str, draws: Draws, relations: float = 0.5) -> tuple[Statement, ...]:
+    """What a caption says; every statement is true of the scene.
+
+    Args:
+        scene: what it is about.
+        kind: short, long or paraphrase.
+        draws: random numbers of this caption.
+        relations: share of short captions of two things that say how these stand to one another.
+    """
     groups = grouped(scene, draws)
     if kind == "long":
         return _everything(scene, groups)
@@ -21,7 +28,7 @@ def plan(scene: Scene, kind: str, draws: Draws) -> tuple[Statement, ...]:
         thing, count = groups[0]
         return (There(named(thing), count),)
     details = [_detailed(thing, draws) if count == 1 else named(thing) for thing, count in groups]
-    if len(scene.things) == 2 and draws.uniform() < 0.5:
+    if len(scene.things) == 2 and draws.uniform() < relations:
         how = relation(groups[0][0], groups[1][0])
         if how is not None:
             return (Related(details[0], how, details[1]),)

@@ -14,7 +14,8 @@ PADDING = 10
 GAP = 16
 BORDER = 28
 TEXT = 13
-LINE = 17
+LINE = 16
+BETWEEN = 5
 PAGE, CARD, EDGE, INK, FAINT = (
     (240, 241, 244),
     (255, 255, 255),
@@ -90,11 +91,9 @@ def page(images: Sequence[Image.Image], texts: Sequence[list[tuple[str, bool]]],
     """Pictures on white cards, row by row, every row as high as its longest caption needs."""
     columns = min(columns, len(images))
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    wrapped = [
-        [(line, faint) for text, faint in lines for line in wrap(text, measure, CELL)] for lines in texts
-    ]
+    wrapped = [_laid_out(lines, measure) for lines in texts]
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
-    heights = [max(len(wrapped[number]) for number in row) * LINE + CELL + 3 * PADDING for row in rows]
+    heights = [max(wrapped[number][-1][2] for number in row) + LINE + CELL + 3 * PADDING for row in rows]
     card_width = CELL + 2 * PADDING
     width = 2 * BORDER + columns * card_width + (columns - 1) * GAP
     sheet = Image.new("RGB", (width, 2 * BORDER + sum(heights) + (len(rows) - 1) * GAP), PAGE)
@@ -104,11 +103,22 @@ def page(images: Sequence[Image.Image], texts: Sequence[list[tuple[str, bool]]],
             left = BORDER + column * (card_width + GAP)
             pen.rounded_rectangle((left, top, left + card_width, top + height), 9, fill=CARD, outline=EDGE)
             sheet.paste(fit(images[number]), (left + PADDING, top + PADDING))
-            for place, (line, faint) in enumerate(wrapped[number]):
-                where = left + PADDING, top + CELL + 2 * PADDING + place * LINE
+            for line, faint, down in wrapped[number]:
+                where = left + PADDING, top + CELL + 2 * PADDING + down
                 pen.text(where, line, font=font_for(line), fill=FAINT if faint else INK)
         top += height + GAP
     return sheet
+
+
+def _laid_out(texts: Sequence[tuple[str, bool]], pen: ImageDraw.ImageDraw) -> list[tuple[str, bool, int]]:
+    """Lines with how far down each stands, a little space between one caption and the next."""
+    lines, down = [], 0
+    for text, faint in texts:
+        for line in wrap(text, pen, CELL):
+            lines.append((line, faint, down))
+            down += LINE
+        down += BETWEEN
+    return lines
 
 
 def fit(image: Image.Image) -> Image.Image:

@@ -51,7 +51,7 @@ def is_free(x: float, y: float, radius: float, places: Sequence[Place]) -> bool:
 
 
 def place_overlapping(radii: Sequence[float], draws: Draws) -> list[Place]:
-    """Places in which the first two things overlap by about a third and all others stay apart."""
+    """Places in which the circles around the first two things overlap and all others stay apart."""
     scale = 1.0
     while True:
         for _ in range(LAYOUTS):
@@ -65,8 +65,7 @@ def _overlapping_layout(radii: Sequence[float], draws: Draws) -> list[Place] | N
     first, second = radii[0], radii[1]
     low, high = first + MARGIN, 1 - first - MARGIN
     x, y = draws.uniform(low, high), draws.uniform(low, high)
-    # At this share of the touching distance the nearer thing covers the farther one's edge, not its middle.
-    distance = draws.uniform(0.62, 0.78) * (first + second)
+    distance = draws.uniform(0.5, 0.88) * (first + second)
     turn = draws.uniform(0, 2 * math.pi)
     other_x, other_y = x + distance * math.cos(turn), y + distance * math.sin(turn)
     low, high = second + MARGIN, 1 - second - MARGIN

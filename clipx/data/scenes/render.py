@@ -155,8 +155,7 @@ def depths(scene: Scene) -> np.ndarray:
 def render(scene: Scene, size: int) -> np.ndarray:
     """The scene with its words, in its style: uint8 [size, size, 3]."""
     image = paint(scene, size)
-    if scene.words is not None:
-        words.write(image, scene.words, (scene.key >> 8 & 255) / 255, top=bool(scene.key & 1))
+    words.write(image, scene)
     if scene.style is not None:
         image = styles.apply(scene.style, image, scene.key)
     return to_pixels(image)

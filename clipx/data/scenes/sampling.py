@@ -7,11 +7,14 @@ from functools import cached_property
 from clipx.data.scenes.draws import Draws
 from clipx.data.scenes.placement import Place, place_apart, place_overlapping
 from clipx.data.scenes.profiles import ClassProfile
+from clipx.data.scenes.shapes import covered
 from clipx.data.scenes.vocabulary import DIAMETERS, SIZES, TINTS, TONES, contrast
 from clipx.data.scenes.world import Background, Scene, Thing
 
 ENOUGH_CONTRAST = 42.0
 LEAN = 0.16
+LEAST_COVERED, MOST_COVERED = 0.08, 0.4
+OVERLAP_TRIES = 30
 TINT_NAMES = tuple(TINTS)
 
 
@@ -57,15 +60,48 @@ def sample(
     count = world.fewest + extra
     kinds = _kinds(world, profile, first, count, draws)
     sizes = [draws.integer(len(world.sizes)) for _ in kinds]
-    places, depths = _places(world, [SIZES.index(world.sizes[size]) for size in sizes], draws)
+    radii = [draws.uniform(*DIAMETERS[count][SIZES.index(world.sizes[size])]) / 2 for size in sizes]
     classes = world.classes
-    things = []
-    for kind, size, (x, y, radius), depth in zip(kinds, sizes, places, depths, strict=True):
-        colour, shape = classes[kind]
-        texture = draws.choice(world.textures)
-        angle = draws.uniform(-LEAN, LEAN)
-        things.append(Thing(shape, colour, world.sizes[size], texture, x, y, radius, angle, depth))
-    return Scene(tuple(things), _background(world, things, draws, spurious))
+    looks = [
+        (*classes[kind], world.sizes[size], draws.choice(world.textures))
+        for kind, size in zip(kinds, sizes, strict=True)
+    ]
+    leans = [draws.uniform(-LEAN, LEAN) for _ in looks]
+    # Two alike that overlap would look like one.
+    if count > 1 and world.overlap and kinds[0] != kinds[1] and draws.uniform() < world.overlap:
+        things = _overlapping(looks, leans, radii, draws)
+    else:
+        things = _things(looks, leans, place_apart(radii, draws), range(count))
+    return Scene(things, _background(world, things, draws, spurious))
+
+
+def _things(
+    looks: Sequence[tuple[str, str, str, str]],
+    leans: Sequence[float],
+    places: Sequence[Place],
+    depths: Sequence[int],
+) -> tuple[Thing, ...]:
+    return tuple(
+        Thing(shape, colour, size, texture, x, y, radius, lean, depth)
+        for (colour, shape, size, texture), lean, (x, y, radius), depth in zip(
+            looks, leans, places, depths, strict=True
+        )
+    )
+
+
+def _overlapping(
+    looks: Sequence[tuple[str, str, str, str]], leans: Sequence[float], radii: Sequence[float], draws: Draws
+) -> tuple[Thing, ...]:
+    """Things of which the first two overlap so that one sees that they do and what the farther one is."""
+    depths = list(range(len(looks)))
+    if draws.uniform() < 0.5:
+        depths[0], depths[1] = 1, 0
+    for _ in range(OVERLAP_TRIES):
+        things = _things(looks, leans, place_overlapping(radii, draws), depths)
+        front, back = (things[0], things[1]) if depths[0] == 0 else (things[1], things[0])
+        if LEAST_COVERED <= covered(front, back) <= MOST_COVERED:
+            return things
+    return _things(looks, leans, place_apart(radii, draws), depths)
 
 
 def _kinds(world: World, profile: ClassProfile, first: int, count: int, draws: Draws) -> list[int]:
@@ -84,18 +120,6 @@ def _kinds(world: World, profile: ClassProfile, first: int, count: int, draws: D
             other = (other + 1 + draws.integer(total)) % total
         kinds.append(other)
     return kinds
-
-
-def _places(world: World, sizes: Sequence[int], draws: Draws) -> tuple[list[Place], list[int]]:
-    ranges = DIAMETERS[len(sizes)]
-    radii = [draws.uniform(*ranges[size]) / 2 for size in sizes]
-    depths = list(range(len(radii)))
-    if len(radii) > 1 and world.overlap and draws.uniform() < world.overlap:
-        places = place_overlapping(radii, draws)
-        if draws.uniform() < 0.5:
-            depths[0], depths[1] = 1, 0
-        return places, depths
-    return place_apart(radii, draws), depths
 
 
 def partner(world: World, shape: str) -> tuple[str, str]:

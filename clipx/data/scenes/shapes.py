@@ -5,6 +5,8 @@ from functools import cache
 
 import numpy as np
 
+from clipx.data.scenes.world import Thing
+
 REACH = 1.36
 """Tables cover object coordinates -REACH .. REACH; the object lies within about -1 .. 1, y downwards."""
 
@@ -137,6 +139,17 @@ def table(shape: str, side: int) -> tuple[np.ndarray, np.ndarray]:
     # Nothing may be cut off where the table ends.
     fade = np.clip((REACH - np.maximum(np.abs(x), np.abs(y))) / 0.12, 0, 1)
     return _flat(DISTANCES[shape](x, y)), _flat(1 - shadow * fade)
+
+
+def covered(front: Thing, back: Thing) -> float:
+    """Share of a thing that a nearer one hides, 0..1, to within a few per cent."""
+    side = 24
+    x, y = grid(side)
+    inside = DISTANCES[back.shape](x, y) <= 0
+    scale = np.float32(back.radius / front.radius)
+    over = x * scale + np.float32((back.x - front.x) / front.radius)
+    down = y * scale + np.float32((back.y - front.y) / front.radius)
+    return float((DISTANCES[front.shape](over[inside], down[inside]) <= 0).mean())
 
 
 def light(shape: str, side: int) -> np.ndarray:

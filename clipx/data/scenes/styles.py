@@ -41,9 +41,9 @@ def sketch(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     line = np.clip((edge - 22) / 60, 0, 1)
     across = np.arange(size, dtype=np.float32)
     phase = generator.uniform(0, 2 * np.pi)
-    wave = np.sin((across[None, :] + across[:, None]) * (2 * np.pi / max(3.0, size / 16)) + phase)
+    wave = np.sin((across[None, :] + across[:, None]) * (2 * np.pi / max(4.0, size / 16)) + phase)
     grain = generator.standard_normal((size, size), dtype=np.float32)
-    hatch = np.clip(0.68 + 0.26 * wave + 0.08 * grain, 0, 1)
+    hatch = np.clip(0.60 + 0.17 * wave + 0.05 * grain, 0, 1)
     filled = paper - np.maximum(paper - image, 0) * hatch
     return filled * (1 - 0.8 * line) + 40 * 0.8 * line
 
@@ -54,10 +54,10 @@ def inverted(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def low_light(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Late evening: a fifth of the light, bluish, with noise."""
+    """Late evening: a quarter of the light, bluish, with noise."""
     tone = np.array([0.82, 0.92, 1.12], dtype=np.float32)[:, None, None]
     grain = generator.standard_normal(image.shape, dtype=np.float32)
-    return 255 * (image / 255) ** 1.25 * 0.26 * tone + 5 + 4.5 * grain
+    return 255 * (image / 255) ** 1.2 * 0.32 * tone + 5 + 4.5 * grain
 
 
 def blur(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -22,7 +22,7 @@ GLYPHS = {
     "K": "101101110101101",
     "L": "100100100100111",
     "M": "101111111101101",
-    "N": "111101101101101",
+    "N": "110101101101101",
     "O": "010101101101010",
     "P": "110101110100100",
     "Q": "010101101111011",
@@ -41,6 +41,8 @@ GLYPHS = {
 LINE = 6
 """Dots from one line to the next."""
 PAPER, INK = 252.0, 22.0
+STEPS = 5
+"""Places from the left to the right edge where words may stand."""
 
 
 @cache
@@ -71,27 +73,46 @@ def absent_class(scene: Scene, classes: Sequence[tuple[str, str]], draws: Draws)
     return draws.choice(wrong or absent or classes)
 
 
-def write(image: np.ndarray, words: str, across: float, top: bool) -> None:
-    """Write words into float32 [3, H, W] in place: light letters with a dark rim, near the top or the bottom.
+def write(image: np.ndarray, scene: Scene) -> None:
+    """Write the scene's words into float32 [3, H, W] in place: light with a dark rim, one a line.
 
-    Args:
-        words: letters and spaces; every word takes a line of its own.
-        across: where between the left and the right edge, 0..1.
-        top: at the top rather than the bottom.
+    They stand at the top or the bottom, where they hide least of the things.
     """
+    if scene.words is None:
+        return
     size = image.shape[1]
-    dots = lettering(words)
+    dots = lettering(scene.words)
     # As large as the image allows up to a dot every 48th of it, with one dot of rim around.
     scale = max(1, min(round(size / 48), size // (dots.shape[1] + 2), size // (dots.shape[0] + 2)))
     ink = np.pad(np.kron(dots, np.ones((scale, scale), dtype=bool)), scale)
     rim = np.zeros_like(ink)
-    for down in (-scale, 0, scale):
-        for right in (-scale, 0, scale):
-            rim |= np.roll(ink, (down, right), axis=(0, 1))
+    for down, right in ((0, scale), (0, -scale), (scale, 0), (-scale, 0), (scale, scale)):
+        rim |= np.roll(ink, (down, right), axis=(0, 1))
     height, width = min(ink.shape[0], size), min(ink.shape[1], size)
     ink, rim = ink[:height, :width], rim[:height, :width]
-    left = int(across * (size - width))
-    start = 0 if top else size - height
-    patch = image[:, start : start + height, left : left + width]
+    top, left = _clearest(scene, height, width, size)
+    patch = image[:, top : top + height, left : left + width]
     patch[:, rim] = INK
     patch[:, ink] = PAPER
+
+
+def _clearest(scene: Scene, height: int, width: int, size: int) -> tuple[int, int]:
+    """Top and left of the place at the upper or lower edge that hides least; the scene's key breaks ties."""
+    turn = scene.key % STEPS
+    places = [
+        (top, round((step + turn) % STEPS / (STEPS - 1) * (size - width)))
+        for step in range(STEPS)
+        for top in ((0, size - height) if scene.key & 64 else (size - height, 0))
+    ]
+    return min(places, key=lambda place: _hidden(scene, place[0], place[1], height, width, size))
+
+
+def _hidden(scene: Scene, top: int, left: int, height: int, width: int, size: int) -> float:
+    """Area, in pixels, that a rectangle shares with the squares around things."""
+    total = 0.0
+    for thing in scene.things:
+        x, y, reach = thing.x * size, thing.y * size, 0.85 * thing.radius * size
+        across = min(x + reach, left + width) - max(x - reach, left)
+        down = min(y + reach, top + height) - max(y - reach, top)
+        total += max(across, 0.0) * max(down, 0.0)
+    return total

@@ -49,6 +49,7 @@ class Scenes:
         shapes, colours, textures, sizes, backgrounds: what may occur; None for all.
         repeats: share of scenes of several objects that hold the same kind of object more than once.
         overlap: share of scenes of several objects in which one stands in front of another.
+        relations: share of short captions of two objects that say how these stand to one another.
         words: share of images on which the name of a class that they do not show is written.
         style: None, or a style, or several of which each scene takes one.
         negatives: kinds of hard negatives, True for all; adds ``negative_captions``, one a caption, and
@@ -86,6 +87,7 @@ class Scenes:
         backgrounds: Names = None,
         repeats: float = 0.15,
         overlap: float = 0.0,
+        relations: float = 0.5,
         words: float = 0.0,
         style: Names = None,
         negatives: Names | bool = None,
@@ -107,6 +109,7 @@ class Scenes:
         rates(
             repeats=repeats,
             overlap=overlap,
+            relations=relations,
             words=words,
             spurious=spurious,
             caption_noise=caption_noise,
@@ -136,7 +139,7 @@ class Scenes:
             repeats=repeats,
             overlap=overlap,
         )
-        self.words = words
+        self.words, self.relations = words, relations
         # Held-out data stays balanced and clean: it is there to tell the harm.
         training = split == "train"
         self.zipf, self.spurious = (zipf, spurious) if training else (0.0, 0.0)
@@ -187,7 +190,7 @@ class Scenes:
     def negative(self, index: int, kind: str = "short") -> Negative | None:
         """A hard negative of what a caption of a kind says, as statements and as a scene."""
         scene = self.scene(index)
-        said = grammar.plan(scene, kind, self._draws("captions", index))
+        said = grammar.plan(scene, kind, self._draws("captions", index), self.relations)
         return negative(self.world, scene, said, self.negative_kinds, self._draws("negatives", index))
 
     def _draws(self, stream: str, index: int) -> Draws:
@@ -214,7 +217,10 @@ class Scenes:
         return colour if self.label == "colour" else english.class_name(colour, shape)
 
     def _example(self, index: int, scene: Scene, draws: Draws) -> Example:
-        said = [(kind, grammar.plan(scene, kind, draws), draws.uniform()) for kind in self.captions]
+        said = [
+            (kind, grammar.plan(scene, kind, draws, self.relations), draws.uniform())
+            for kind in self.captions
+        ]
         example: dict[str, Any] = {
             "image": rendering.render(scene, self.image_size),
             "captions": self._texts(index, said),
@@ -237,7 +243,10 @@ class Scenes:
         wrong = self.corruption(index) if self.caption_noise or self.mismatched else Corruption()
         if wrong.from_index is not None:
             other, draws = self.scene(wrong.from_index), self._draws("captions", wrong.from_index)
-            said = [(kind, grammar.plan(other, kind, draws), draws.uniform()) for kind in self.captions]
+            said = [
+                (kind, grammar.plan(other, kind, draws, self.relations), draws.uniform())
+                for kind in self.captions
+            ]
         texts = _say(said, self.languages)
         if wrong.noisy:
             damage = self._draws("noise", index)
