@@ -204,7 +204,7 @@ def encode_batches(
                 writer.append("pairs", np.array(pairs, dtype=np.int64).reshape(-1, 2))
                 writer.extend("texts", new)
             rows += len(batch["image"])
-            skipped.update(reason for _, reason in batch["bad"])
+            skipped.update(kind_of(reason) for _, reason in batch["bad"])
             done += len(batch["image"]) + len(batch["bad"])
             if time.monotonic() - recorded >= record_seconds:
                 writer.record({"done": done, "skipped": dict(skipped)})
@@ -215,6 +215,11 @@ def encode_batches(
         reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
         raise ClipxError(f"no sample of this data can be used: {reasons or 'there is none'}")
     writer.record({"done": done, "skipped": dict(skipped.most_common())})
+
+
+def kind_of(reason: str) -> str:
+    """The kind of mishap a reason tells of: ``truncated image`` of ``truncated image: a.jpg: 9 bytes``."""
+    return reason.partition(":")[0]
 
 
 def _text_entry(

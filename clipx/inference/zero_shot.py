@@ -126,14 +126,36 @@ def classify(
         clip = load("ViT-B-32", "openai")
         classify(clip, [Image.open("pet.jpg")], ["cat", "dog"])
     """
+    return compare(
+        clip,
+        embed_images(clip, images, batch_size=batch_size),
+        zero_shot_classifier(clip, class_names, templates),
+    )
+
+
+def compare(clip: CLIP, image_features: Tensor, classifier: Tensor) -> Tensor:
+    """The probability ``[N, C]`` of every class (``[C, D]``) for every image (``[N, D]``), on the CPU."""
+    logits = [logits.cpu() for _, logits in class_logits(clip, image_features, classifier)]
+    return probabilities(clip, torch.cat(logits))
+
+
+def embed_images(clip: CLIP, images: Sequence[Any], *, batch_size: int = 64) -> Tensor:
+    """Embed images in memory: unit rows float32 ``[len(images), D]`` on the CPU.
+
+    Args:
+        clip: the model.
+        images: PIL images, or uint8 arrays ``[H, W, 3]``.
+        batch_size: images a step.
+
+    Raises:
+        ClipxError: no image, or an embedding that is not finite.
+    """
     if not len(images):
-        raise ClipxError("there are no images to classify")
-    classifier = zero_shot_classifier(clip, class_names, templates)
+        raise ClipxError("there are no images to embed")
     features = []
     with evaluating(clip):
         for first in range(0, len(images), batch_size):
             part = [clip.preprocess(image) for image in images[first : first + batch_size]]
             features.append(images_to_features(clip, torch.stack(part)).cpu())
             check_finite(features[-1], "image", [f"image {first + place}" for place in range(len(part))])
-    logits = torch.cat([logits.cpu() for _, logits in class_logits(clip, torch.cat(features), classifier)])
-    return probabilities(clip, logits)
+    return torch.cat(features)

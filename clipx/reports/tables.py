@@ -1,9 +1,9 @@
-"""Tables of results: one row a metric, for a terminal, a pipe, or a Markdown page."""
+"""Tables of results for a Markdown page; what a terminal or a pipe gets is in ``clipx.console``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from clipx.console import number, table
+from clipx.console import number
 from clipx.tasks.intervals import Estimate
 
 METRIC_COLUMNS = ("metric", "value", "95% interval")
@@ -19,11 +19,6 @@ def metric_rows(estimates: Mapping[str, Estimate]) -> list[list[str]]:
 
 def _figure(value: float) -> str:
     return f"{value:.3f}" if 0 <= value < 1 or value == 1.0 else number(float(value))
-
-
-def show_metrics(estimates: Mapping[str, Estimate]) -> None:
-    """Print estimates on stdout: drawn on a terminal, aligned plain text elsewhere."""
-    table(METRIC_COLUMNS, metric_rows(estimates), right=METRIC_COLUMNS[1:])
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Iterable[str] = ()) -> str:

@@ -7,7 +7,7 @@ rows never stand in memory together::
     estimates = accuracy(seen)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,7 +135,7 @@ class ClassRow:
     confused_with: str | None
 
 
-def per_class(seen: Outcomes, names: list[str]) -> list[ClassRow]:
+def per_class(seen: Outcomes, names: Sequence[str]) -> list[ClassRow]:
     """For every class: its examples, the share found, how often its name was right, what it was taken for.
 
     Args:

@@ -31,7 +31,7 @@ class Photos:
         if index == self.die_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if index in self.bad:
-            raise BadSample("blank caption" if index == 22 else "truncated")
+            raise BadSample("blank caption" if index == 22 else f"truncated: {index}.jpg")
         pixels = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         captions = [f"number {index}", f"one of {index % 4}", f"one of {index % 4}"] if self.captions else []
         return {"image": pixels, "captions": captions, "label": index % 3, "id": f"photo {index}"}

@@ -1,4 +1,4 @@
-from clipx.reports.tables import markdown, metric_rows, show_metrics
+from clipx.reports.tables import markdown, metric_rows
 from clipx.tasks.intervals import Estimate
 
 ESTIMATES = {
@@ -14,16 +14,6 @@ def test_metric_rows():
         ["perfect", "1.000", "0.980 to 1.000"],
         ["median_rank", "12.5", "11 to 14"],
     ]
-
-
-def test_a_pipe_gets_plain_aligned_text(capsys):
-    show_metrics(ESTIMATES)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["metric", "value", "95%", "interval"]
-    assert lines[1].startswith("top1 ")
-    assert "\033" not in "".join(lines)
-    assert len({line.index("0.9") for line in lines[1:2]}) == 1
-    assert len({len(line) for line in lines}) == 1
 
 
 def test_markdown():
