@@ -1,6 +1,6 @@
 """Checks of what a user sets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 from clipx.errors import ClipxError, did_you_mean
 
@@ -30,7 +30,8 @@ def choose(words: Names, valid: Iterable[str], what: str) -> tuple[str, ...]:
     valid = tuple(valid)
     if words is None:
         return valid
-    chosen = tuple(dict.fromkeys([words] if isinstance(words, str) else words))
+    several = isinstance(words, Iterable) and not isinstance(words, str)
+    chosen: tuple[str, ...] = tuple(dict.fromkeys(words if several else (str(words),)))
     if not chosen:
         raise ClipxError(f"scenes: {what} is empty", hint=f"null for all, or some of: {', '.join(valid)}")
     return tuple(one_of(word, valid, what) for word in chosen)
@@ -44,7 +45,7 @@ def chosen_if_any(words: Names | bool, valid: Iterable[str], what: str) -> tuple
     """
     if words is True:
         return tuple(valid)
-    if words is None or words is False or len(words) == 0:
+    if words is None or words is False or (isinstance(words, Sized) and len(words) == 0):
         return ()
     return choose(words, valid, what)
 
@@ -77,7 +78,7 @@ def bounds(value: int | Sequence[int], most: int, what: str) -> tuple[int, int]:
     Raises:
         ClipxError: not that.
     """
-    ends = [value, value] if isinstance(value, int) else list(value)
+    ends = list(value) if isinstance(value, Iterable) else [value, value]
     whole = len(ends) == 2 and all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
     if not whole or not 1 <= ends[0] <= ends[1] <= most:
         raise ClipxError(f"scenes: {what} cannot be {value}", hint=f"fewest and most within 1..{most}: [1,3]")
