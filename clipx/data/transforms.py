@@ -1,7 +1,7 @@
 """From a PIL image to the uint8 tensor a loader batches; normalisation happens on the device.
 
-Bytes travel to the device at a quarter of the size of floats, and one fused normalisation of a batch costs less than
-one of every image.
+Bytes travel to the device at a quarter of the size of floats, and one fused normalisation of a batch costs
+less than one of every image.
 """
 
 import math
@@ -13,14 +13,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipx.errors import BadSample, ClipxError, did_you_mean
+
 _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def to_pil(image: Any) -> Image.Image:
-    """An RGB PIL image of what a source yields: PIL of any mode, or uint8 ``[H, W, 3]``."""
-    if isinstance(image, Image.Image):
-        return image if image.mode == "RGB" else image.convert("RGB")
-    return Image.fromarray(np.asarray(image, dtype=np.uint8))
+    """An RGB PIL image of what a source yields: PIL of any mode, or uint8 ``[H, W]`` or ``[H, W, 1, 3 or
+    4]``.
+
+    Raises:
+        BadSample: an array of another shape or dtype.
+    """
+    if not isinstance(image, Image.Image):
+        pixels = np.asarray(image)
+        if pixels.ndim == 3 and pixels.shape[2] == 1:
+            pixels = pixels[:, :, 0]
+        if pixels.dtype != np.uint8 or not (
+            pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in {3, 4})
+        ):
+            raise BadSample(
+                f"not an image: an array {pixels.dtype} {list(pixels.shape)}, not uint8 [H, W, 3]"
+            )
+        image = Image.fromarray(pixels)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -40,21 +56,26 @@ def inference_transform(preprocess_cfg: dict[str, Any]) -> Callable[[Any], Tenso
     known = {key: value for key, value in preprocess_cfg.items() if key in PreprocessCfg.__dataclass_fields__}
     steps = image_transform_v2(PreprocessCfg(**known), is_train=False).transforms
     end = next(i for i, step in enumerate(steps) if isinstance(step, MaybeToTensor | ToTensor))
-    geometry = Compose(steps[:end])
     size = known["size"] if isinstance(known["size"], (list, tuple)) else (known["size"],) * 2
+    return _Inference((size[1], size[0]), Compose(steps[:end]))
 
-    def transform(image: Any) -> Tensor:
+
+class _Inference:
+    # A class, not a closure: loader processes that are spawned receive it by pickle.
+    def __init__(self, size: tuple[int, int], geometry: Callable[[Image.Image], Image.Image]) -> None:
+        self.size = size
+        self.geometry = geometry
+
+    def __call__(self, image: Any) -> Tensor:
         picture = to_pil(image)
-        return to_tensor(picture if picture.size == (size[1], size[0]) else geometry(picture))
-
-    return transform
+        return to_tensor(picture if picture.size == self.size else self.geometry(picture))
 
 
 class TrainTransform:
     """Random resized crop and optional mirror, the augmentation CLIP was trained with.
 
-    Radford et al. 2021, section 2.4 (a random square crop of the resized image is the only augmentation). Draws come
-    from the generator handed in, so an image is a pure function of (seed, epoch, index).
+    Radford et al. 2021, section 2.4 (a random square crop of the resized image is the only augmentation).
+    Draws come from the generator handed in, so an image is a pure function of (seed, epoch, index).
 
     Args:
         size: output side, pixels.
@@ -62,6 +83,9 @@ class TrainTransform:
         ratio: smallest and largest aspect ratio of the crop.
         flip: probability of a left-right mirror, in [0, 1]; 0 where captions speak of left and right.
         interpolation: ``bicubic`` or ``bilinear``.
+
+    Raises:
+        ClipxError: an argument outside its range.
     """
 
     def __init__(
@@ -72,6 +96,15 @@ class TrainTransform:
         flip: float = 0.0,
         interpolation: str = "bicubic",
     ) -> None:
+        for name, (low, high), top in (("scale", scale, 1.0), ("ratio", ratio, math.inf)):
+            if not 0 < low <= high <= top:
+                raise ClipxError(f"{name} is [{low}, {high}]", hint=f"smallest, largest, in (0, {top}]")
+        if not 0 <= flip <= 1:
+            raise ClipxError(f"flip is {flip}, must lie in [0, 1]")
+        if interpolation not in _RESAMPLE:
+            raise ClipxError(
+                f"unknown interpolation {interpolation!r}", hint=did_you_mean(interpolation, _RESAMPLE)
+            )
         self.size = size
         self.scale = scale
         self.log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
@@ -96,6 +129,9 @@ class TrainTransform:
                 left = int(generator.integers(0, width - w + 1))
                 top = int(generator.integers(0, height - h + 1))
                 return left, top, left + w, top + h
-        side = min(width, height)  # no crop of that shape fits: the central square
-        left, top = (width - side) // 2, (height - side) // 2
-        return left, top, left + side, top + side
+        # No crop of that shape fits, the image is too long: the most of its middle that the ratio allows.
+        low, high = (math.exp(bound) for bound in self.log_ratio)
+        w = min(width, max(1, round(height * high)))
+        h = min(height, max(1, round(width / low)))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
