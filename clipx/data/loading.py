@@ -1,9 +1,9 @@
-"""Loaders: from a source to batches, for training (endless, exact on resume) and for evaluation (each item once)."""
+"""From a source to batches: for training (endless, exact on resume) and for evaluation (each item once)."""
 
-import functools
 import os
+import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from clipx.errors import BadSample, ClipxError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _TRIES = 1000
-"""Neighbours tried in place of a bad sample before the data is called unusable."""
+"""Bad samples in a row before the data is called unusable."""
+_REMEMBERED = 1 << 16
+"""Texts whose tokens a loader process keeps."""
 
 
 def is_stream(source: Any) -> bool:
@@ -27,11 +29,21 @@ def is_stream(source: Any) -> bool:
 
 
 def worker_count(requested: int | None) -> int:
-    """Loader processes: as asked, else one a core but one, at most eight: the training process needs a core too."""
+    """Loader processes: as asked, else one a core but one (which training needs), at most eight."""
     if requested is not None:
         return requested
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return max(1, min(8, cores - 1))
+
+
+def _outlive_signals(worker: int) -> None:
+    """Let a worker outlive the Ctrl-C or SIGTERM that a terminal or a scheduler sends to every process.
+
+    The main process may still need batches to finish its step; it ends its workers itself, if need be with
+    another SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def captions_of(example: Any, classes: Sequence[str] | None, templates: Sequence[str]) -> list[str]:
@@ -51,6 +63,22 @@ def captions_of(example: Any, classes: Sequence[str] | None, templates: Sequence
     return [template.format(classes[label]) for template in templates]
 
 
+class _Tokens:
+    """Token ids int64 ``[L]`` of one text, remembered: captions from templates come again and again."""
+
+    def __init__(self, tokenize: Callable[[list[str]], Tensor]) -> None:
+        self.tokenize = tokenize
+        self.known: dict[str, Tensor] = {}
+
+    def __call__(self, text: str) -> Tensor:
+        tokens = self.known.get(text)
+        if tokens is None:
+            if len(self.known) >= _REMEMBERED:
+                self.known.clear()
+            tokens = self.known[text] = self.tokenize([text])[0]
+        return tokens
+
+
 class _Encoder:
     """Turns one example into the tensors of a training batch."""
 
@@ -64,7 +92,7 @@ class _Encoder:
     ) -> None:
         self.classes = source.classes
         self.transform = transform
-        self.tokens = functools.lru_cache(maxsize=1 << 16)(lambda text: tokenize([text])[0])
+        self.tokens = _Tokens(tokenize)
         self.templates = list(templates)
         self.extras = list(extras)
 
@@ -87,7 +115,7 @@ class _Encoder:
 
 
 class TrainingPairs(Dataset):
-    """Map-style source -> encoded items, a batch at a time; a bad item is replaced by its next good neighbour."""
+    """Map-style source -> encoded items, a batch at a time; a bad one gives way to its next good neighbour."""
 
     def __init__(self, source: Any, encoder: _Encoder, seed: int) -> None:
         self.source = source
@@ -97,12 +125,16 @@ class TrainingPairs(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        """Items of ``(epoch, index)`` keys."""
-        examples = self.source.examples([index for _, index in keys])
-        return [
-            self._item(epoch, index, example) for (epoch, index), example in zip(keys, examples, strict=True)
-        ]
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]] | list[ClipxError]:
+        """Items of ``(epoch, index)`` keys; alone the user's mistake that came up, see ``_Loader``."""
+        try:
+            examples = self.source.examples([index for _, index in keys])
+            return [
+                self._item(epoch, index, example)
+                for (epoch, index), example in zip(keys, examples, strict=True)
+            ]
+        except ClipxError as error:
+            return [error]
 
     def _item(self, epoch: int, index: int, example: Any) -> dict[str, Any]:
         bad: list[tuple[str, str]] = []
@@ -116,7 +148,11 @@ class TrainingPairs(Dataset):
                 bad.append((str(index), str(reason)))
                 index = (index + 1) % len(self.source)
                 example = self.source.examples([index])[0]
-        raise ClipxError(f"{_TRIES} samples in a row cannot be used; the last: {bad[-1][1]}")
+        raise _unusable(bad[-1][1])
+
+
+def _unusable(reason: str) -> ClipxError:
+    return ClipxError(f"{_TRIES} samples in a row cannot be used; the last: {reason}")
 
 
 class TrainingStream(IterableDataset):
@@ -130,7 +166,7 @@ class TrainingStream(IterableDataset):
         batch_size: int,
         rank: int,
         world: int,
-        positions: dict[int, tuple[int, int]],
+        positions: Mapping[int, Sequence[int]],
         first_worker: int,
     ) -> None:
         self.source = source
@@ -142,36 +178,69 @@ class TrainingStream(IterableDataset):
         self.positions = positions
         self.first_worker = first_worker
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any] | ClipxError]:
+        """Batches; last the user's mistake that came up, see ``_Loader``."""
+        try:
+            yield from self._batches()
+        except ClipxError as error:
+            yield error
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
         info = torch.utils.data.get_worker_info()
         workers = info.num_workers if info else 1
         # Batches come from workers in turn: the worker whose turn it was when the run stopped goes first.
         worker = ((info.id if info else 0) + self.first_worker) % workers
-        epoch, skip = self.positions.get(worker, (0, 0))
+        _, epoch, skip = self.positions.get(worker, (workers, 0, 0))
         items: list[dict[str, Any]] = []
         bad: list[tuple[str, str]] = []
-        empty = 0
+        in_a_row = fruitless = 0
         while True:
-            count = skip
-            share = dict(rank=self.rank, world=self.world, worker=worker, workers=workers)
+            count, found = skip, False
+            share = {"rank": self.rank, "world": self.world, "worker": worker, "workers": workers}
             for example in self.source.stream(seed=self.seed, epoch=epoch, skip=skip, **share):
                 try:
                     if isinstance(example, BadSample):
                         raise example
-                    items.append(self.encoder(example, count, sample_generator(self.seed, epoch, count)))
+                    generator = sample_generator(self.seed, epoch, count, self.rank * workers + worker)
+                    items.append(self.encoder(example, count, generator))
+                    in_a_row, found = 0, True
                 except BadSample as reason:
                     bad.append((f"{self.rank}/{worker}/{epoch}/{count}", str(reason)))
+                    in_a_row += 1
+                    if in_a_row == _TRIES:
+                        raise _unusable(str(reason)) from None
                 count += 1
                 if len(items) == self.batch_size:
-                    yield {**collate(items), "bad": bad, "position": (worker, epoch, count)}
+                    yield {**collate(items), "bad": bad, "position": (worker, workers, epoch, count)}
                     items, bad = [], []
-            empty = empty + 1 if count == skip == 0 or (bad and not items) else 0
-            if empty > 2:
+            if found:
+                fruitless = 0
+            elif skip == 0:
+                fruitless += 1
+            if fruitless > 2:
                 raise ClipxError(
                     f"worker {worker} of {workers} found no usable sample in its share of the data",
                     hint="use fewer workers (loader.workers=1) or more shards",
                 )
             epoch, skip = epoch + 1, 0
+
+
+class _Loader(DataLoader):
+    """Raises a user's mistake that a loader process met as it is; torch would bury it in a traceback."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, ClipxError):
+                raise batch
+            yield batch
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _collate_training(items: list[Any]) -> Any:
+    return items[0] if isinstance(items[0], ClipxError) else collate(items)
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -192,7 +261,11 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 def _pad(values: list[Tensor]) -> Tensor:
     """Stack ragged tensors, the missing rows filled with -1 (False for masks)."""
     shape = [max(value.shape[axis] for value in values) for axis in range(values[0].ndim)]
-    filled = torch.full((len(values), *shape), -1, dtype=values[0].dtype) if values[0].dtype != torch.bool else None
+    filled = (
+        torch.full((len(values), *shape), -1, dtype=values[0].dtype)
+        if values[0].dtype != torch.bool
+        else None
+    )
     padded = filled if filled is not None else torch.zeros((len(values), *shape), dtype=torch.bool)
     for row, value in zip(padded, values, strict=True):
         row[tuple(slice(0, n) for n in value.shape)] = value
@@ -212,7 +285,7 @@ def training_loader(
     workers: int | None = None,
     rank: int = 0,
     world: int = 1,
-    positions: dict[int, tuple[int, int]] | None = None,
+    positions: Mapping[int, Sequence[int]] | None = None,
 ) -> DataLoader:
     """Batches of steps ``first`` to ``end`` of a run, for one process.
 
@@ -220,33 +293,55 @@ def training_loader(
         source: map-style or stream source.
         transform: augmentation, drawn from a generator of (seed, epoch, index).
         tokenize: ``list[str] -> int64 [B, L]``.
-        templates: for examples that have a label and no caption; None for the source's own, else "a photo of a {}.".
+        templates: for examples that have a label and no caption; None for the source's own, else "a photo of
+            a {}.".
         extras: further batch fields that objectives need.
         batch_size: of this process.
         seed: of the run.
         steps: (first, end).
         workers: loader processes; None chooses, 0 loads in this process.
         rank: of this process in ``world``.
-        positions: of a stream's workers, as batches reported them, to go on from.
+        positions: of a stream's workers, as batches reported them, to go on from; with ``workers`` None as
+            many workers as then.
+
+    Raises:
+        ClipxError: fewer than two samples, or another number of workers than that which read a stream so far;
+            while iterating: data that cannot be used.
 
     Returns:
-        a loader of dicts: image uint8 ``[B, 3, H, W]``, text int64 ``[B, L]``, label, index, ``bad`` (reports of samples
-        passed over) and, from a stream, ``position`` (worker, epoch, count).
+        a loader of dicts: image uint8 ``[B, 3, H, W]``, text int64 ``[B, L]``, label, index, ``bad`` (reports
+        of samples passed over) and, from a stream, ``position`` (worker, workers,
+        epoch, count).
     """
-    workers = worker_count(workers)
+    workers = worker_count(workers) if not positions else _as_before(workers, positions)
     used = templates or getattr(source, "templates", None) or DEFAULT_TEMPLATES
     encoder = _Encoder(source, transform, tokenize, used, extras)
-    common: dict[str, Any] = dict(
-        num_workers=workers, pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None
-    )
+    common: dict[str, Any] = {
+        "num_workers": workers,
+        "pin_memory": torch.cuda.is_available(),
+        "prefetch_factor": 4 if workers else None,
+        "worker_init_fn": _outlive_signals,
+    }
     if is_stream(source):
         first = steps[0] % workers if workers else 0
         stream = TrainingStream(source, encoder, seed, batch_size, rank, world, positions or {}, first)
-        return DataLoader(stream, batch_size=None, **common)
+        return _Loader(stream, batch_size=None, collate_fn=_as_it_is, **common)
     if len(source) < 2:
         raise ClipxError(f"the data has {len(source)} usable samples, training needs at least 2")
     order = TrainingOrder(len(source), batch_size, seed, steps, rank, world)
-    return DataLoader(TrainingPairs(source, encoder, seed), batch_sampler=order, collate_fn=collate, **common)
+    pairs = TrainingPairs(source, encoder, seed)
+    return _Loader(pairs, batch_sampler=order, collate_fn=_collate_training, **common)
+
+
+def _as_before(workers: int | None, positions: Mapping[int, Sequence[int]]) -> int:
+    """The loader processes of a run that goes on: what each has read depends on how many there are."""
+    before = next(iter(positions.values()))[0]
+    if workers is not None and max(1, workers) != before:
+        raise ClipxError(
+            f"this run read its stream with {before} loader processes and cannot go on with {workers}",
+            hint=f"loader.workers={before}",
+        )
+    return before if workers is None else workers
 
 
 class _EvaluationItems(Dataset):
@@ -258,11 +353,14 @@ class _EvaluationItems(Dataset):
     def __len__(self) -> int:
         return self.limit
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        return [
-            _evaluation_item(example, index, self.preprocess)
-            for index, example in zip(indices, self.source.examples(indices), strict=True)
-        ]
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]] | list[ClipxError]:
+        try:
+            return [
+                _evaluation_item(example, index, self.preprocess)
+                for index, example in zip(indices, self.source.examples(indices), strict=True)
+            ]
+        except ClipxError as error:
+            return [error]
 
 
 class _EvaluationStream(IterableDataset):
@@ -271,12 +369,15 @@ class _EvaluationStream(IterableDataset):
         self.preprocess = preprocess
         self.limit = limit
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        examples = self.source.stream(seed=0, epoch=0, rank=0, world=1, worker=0, workers=1, skip=0)
-        for index, example in enumerate(examples):
-            if self.limit is not None and index >= self.limit:
-                return
-            yield _evaluation_item(example, index, self.preprocess)
+    def __iter__(self) -> Iterator[dict[str, Any] | ClipxError]:
+        try:
+            examples = self.source.stream(seed=0, epoch=0, rank=0, world=1, worker=0, workers=1, skip=0)
+            for index, example in enumerate(examples):
+                if self.limit is not None and index >= self.limit:
+                    return
+                yield _evaluation_item(example, index, self.preprocess)
+        except ClipxError as error:
+            yield error
 
 
 def _evaluation_item(example: Any, index: int, preprocess: Callable[[Any], Tensor]) -> dict[str, Any]:
@@ -294,10 +395,14 @@ def _evaluation_item(example: Any, index: int, preprocess: Callable[[Any], Tenso
         return {"bad": (str(index), str(reason))}
 
 
-def _collate_evaluation(items: list[dict[str, Any]]) -> dict[str, Any]:
+def _collate_evaluation(items: list[Any]) -> Any:
+    if isinstance(items[-1], ClipxError):
+        return items[-1]
     good = [item for item in items if "bad" not in item]
     return {
-        "image": torch.stack([item["image"] for item in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
+        "image": torch.stack([item["image"] for item in good])
+        if good
+        else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
         "label": torch.tensor([item["label"] for item in good], dtype=torch.int64),
         "index": torch.tensor([item["index"] for item in good], dtype=torch.int64),
         "id": [item["id"] for item in good],
@@ -328,13 +433,17 @@ def evaluation_loader(
         list[list[str]], bad list of (index, reason).
     """
     workers = worker_count(workers)
-    common: dict[str, Any] = dict(batch_size=batch_size, collate_fn=_collate_evaluation)
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "collate_fn": _collate_evaluation,
+        "worker_init_fn": _outlive_signals,
+    }
     if is_stream(source):
-        return DataLoader(_EvaluationStream(source, preprocess, limit), num_workers=min(workers, 1), **common)
+        return _Loader(_EvaluationStream(source, preprocess, limit), num_workers=min(workers, 1), **common)
     count = len(source) if limit is None else min(limit, len(source))
     if count <= 2 * batch_size:
         workers = 0  # starting a process would cost more than it saves
-    return DataLoader(_EvaluationItems(source, preprocess, count), num_workers=workers, **common)
+    return _Loader(_EvaluationItems(source, preprocess, count), num_workers=workers, **common)
 
 
 def count_reasons(bad: dict[str, str]) -> dict[str, int]:
