@@ -115,7 +115,7 @@ class _Encoder:
 
 
 class TrainingPairs(Dataset):
-    """Map-style source -> encoded items, a batch at a time; a bad one gives way to its next good neighbour."""
+    """Map-style source -> encoded items, a batch at a time; a bad one gives way to its next good one."""
 
     def __init__(self, source: Any, encoder: _Encoder, seed: int) -> None:
         self.source = source
