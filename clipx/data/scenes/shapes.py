@@ -31,9 +31,9 @@ def polygon(points: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(inside, -1, 1) * np.sqrt(best)
 
 
-def _regular(sides: int, radius: float, turn: float) -> np.ndarray:
-    angle = turn + 2 * np.pi * np.arange(sides) / sides
-    return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], axis=1)
+def _hexagon() -> np.ndarray:
+    # A regular one is a circle to whoever sees it fifteen pixels wide; this one is broader than high.
+    return np.array([[-1.0, 0], [-0.5, -0.64], [0.5, -0.64], [1.0, 0], [0.5, 0.64], [-0.5, 0.64]])
 
 
 def _star() -> np.ndarray:
@@ -112,7 +112,7 @@ DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "ring": _ring,
     "diamond": _outline(np.array([[0, -1.0], [0.66, 0], [0, 1.0], [-0.66, 0]]), 0.04),
     "crescent": _crescent,
-    "hexagon": _outline(_regular(6, 0.98, np.pi / 6), 0.03),
+    "hexagon": _outline(_hexagon(), 0.03),
     "arrow": _outline(_arrow(), 0.04),
     "drop": _outline(_drop(), 0.0),
 }
