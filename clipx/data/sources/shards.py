@@ -1,14 +1,16 @@
-"""The samples of tar shards, in a fixed order, shared out among readers: names, raw bytes, no decoding."""
+"""Shards of samples: finding them, reading tar files, sharing them out among readers, shuffling."""
 
 import glob
 import json
 import random
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clipx.errors import BadSample, ClipxError
+
+Shard = TypeVar("Shard")
 
 _SIZE_FILES = ("sizes.json", "_size", "__len__")
 
@@ -101,35 +103,38 @@ def counted(urls: Sequence[str]) -> int | None:
 
 
 def share(
-    urls: Sequence[str], reader: int, readers: int, keep: Callable[[str], bool]
-) -> Iterator[dict[str, Any] | BadSample]:
+    shards: Sequence[Shard], reader: int, readers: int, read: Callable[[Shard], Iterable[Any]]
+) -> Iterator[Any]:
     """One reader's part of the samples: no sample goes to two readers, none is left out.
 
     With a shard or more for every reader they take turns at shards; with fewer, the readers of a shard take
     turns at its samples.
 
     Args:
-        urls: shards in the order of this epoch, the same for every reader.
+        shards: in the order of this epoch, the same for every reader.
         reader: number of this one, in [0, readers).
         readers: how many there are.
-        keep: whether a key belongs to the split.
+        read: the samples of a shard, always in the same order, and ``BadSample`` for what could not be read.
 
     Yields:
-        Raw samples (``__key__``, ``__url__``, and bytes by file ending), or one ``BadSample`` for a shard
-        that could not be read to its end.
+        What ``read`` gives; a ``BadSample`` comes to one of a shard's readers only.
     """
-    if len(urls) >= readers:
-        mine, turn, turns = urls[reader::readers], 0, 1
+    if len(shards) >= readers:
+        mine, turn, turns = shards[reader::readers], 0, 1
     else:
-        first = reader % len(urls)
-        mine, turn, turns = urls[first : first + 1], reader // len(urls), -(-(readers - first) // len(urls))
-    for url in mine:
+        first = reader % len(shards)
+        mine, turn, turns = (
+            shards[first : first + 1],
+            reader // len(shards),
+            -(-(readers - first) // len(shards)),
+        )
+    for shard in mine:
         number = 0
-        for sample in _samples(url):
+        for sample in read(shard):
             if isinstance(sample, BadSample):
                 if turn == 0:
                     yield sample
-            elif keep(sample["__key__"]):
+            else:
                 if number % turns == turn:
                     yield sample
                 number += 1
@@ -148,7 +153,13 @@ def shuffled(samples: Iterator[Any], size: int, draws: random.Random) -> Iterato
     yield from buffer
 
 
-def _samples(url: str) -> Iterator[dict[str, Any] | BadSample]:
+def read_shard(url: str) -> Iterator[dict[str, Any] | BadSample]:
+    """The samples of a tar shard.
+
+    Yields:
+        Raw samples (``__key__``, ``__url__``, and bytes by file ending); at the end one ``BadSample`` where
+        the shard could not be read on.
+    """
     from webdataset.gopen import gopen
     from webdataset.handlers import reraise_exception
     from webdataset.tariterators import group_by_keys
@@ -171,7 +182,10 @@ class _StrictTarInfo(tarfile.TarInfo):
     def fromtarfile(cls, archive: tarfile.TarFile) -> "_StrictTarInfo":
         try:
             return super().fromtarfile(archive)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+        except tarfile.HeaderError as error:
+            # A block of zeros, or nothing at all, is an end.
+            if type(error).__name__ not in {"InvalidHeaderError", "TruncatedHeaderError"}:
+                raise
             raise tarfile.ReadError(f"damaged at byte {archive.offset}: {error}") from None
 
 

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from clipx.data.images import MAX_PIXELS, open_image
 from clipx.data.sources.columns import CAPTION, captions_of
 from clipx.data.sources.examples import file_state, fingerprint
 from clipx.data.sources.labels import ClassNames
-from clipx.data.sources.shards import counted, expand_urls, is_local, share, shuffled
+from clipx.data.sources.shards import counted, expand_urls, is_local, read_shard, share, shuffled
 from clipx.data.splits import check_fractions, check_split, expected_share, plan
 from clipx.errors import BadSample, ClipxError, missing_extra
 
@@ -141,7 +141,7 @@ class WebDataset:
         urls = list(self._urls)
         if self._shuffle:
             random.Random(f"shards/{seed}/{epoch}").shuffle(urls)
-        samples = share(urls, reader, world * workers, keep)
+        samples = share(urls, reader, world * workers, lambda url: _kept(read_shard(url), keep))
         if self._shuffle > 1:
             samples = shuffled(samples, self._shuffle, random.Random(f"samples/{seed}/{epoch}/{reader}"))
         for sample in islice(samples, skip, None):
@@ -213,6 +213,10 @@ class WebDataset:
                 f"label out of range: {sample['__key__']} has {text!r}, of {len(self.classes)} classes"
             )
         return int(text)
+
+
+def _kept(samples: Iterable[Any], keep: Callable[[str], bool]) -> Iterator[Any]:
+    return (sample for sample in samples if isinstance(sample, BadSample) or keep(sample["__key__"]))
 
 
 def _names_beside(url: str) -> str | None:
