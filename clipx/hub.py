@@ -10,7 +10,7 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def reachable(timeout: float = 3.0) -> bool:
-    """Whether the hub answers within ``timeout`` seconds; taken as true behind a proxy, which alone can tell."""
+    """Whether the hub answers within ``timeout`` seconds; true behind a proxy, which alone can tell."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
