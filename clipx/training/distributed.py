@@ -98,13 +98,13 @@ def foreign_rows(rows: Tensor, how: str = "bidir") -> Iterator[Tensor]:
 def exchange(tensors: tuple[Tensor, ...], hops: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Send tensor i to the process ``hops[i]`` to the right, receive its like from as far to the left.
 
-    Differentiable: the gradient takes the way back. All tensors travel at once.
+    Differentiable: the gradient takes the way back. All tensors travel at once; in a single process none does.
 
     Args:
         tensors: any shapes and dtypes, the same in every process.
         hops: as many as tensors; negative is to the left; the ring closes.
     """
-    return _Exchange.apply(hops, *tensors)
+    return tensors if _group()[1] == 1 else _Exchange.apply(hops, *tensors)
 
 
 class _Exchange(torch.autograd.Function):

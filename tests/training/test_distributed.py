@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from clipx.errors import ClipxError
-from clipx.training.distributed import check_equal_rows, foreign_rows, gather_rows, world
+from clipx.training.distributed import check_equal_rows, exchange, foreign_rows, gather_rows, world
 
 
 def test_one_process_exchanges_nothing():
@@ -10,6 +10,7 @@ def test_one_process_exchanges_nothing():
     assert world() == (0, 1)
     assert gather_rows(rows) is rows
     assert list(foreign_rows(rows)) == []
+    assert exchange((rows,), (1,)) == (rows,)
     check_equal_rows(rows)
 
 
