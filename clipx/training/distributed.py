@@ -98,7 +98,7 @@ def foreign_rows(rows: Tensor, how: str = "bidir") -> Iterator[Tensor]:
 def exchange(tensors: tuple[Tensor, ...], hops: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Send tensor i to the process ``hops[i]`` to the right, receive its like from as far to the left.
 
-    Differentiable: the gradient takes the way back. All tensors travel at once; in a single process none does.
+    Differentiable: the gradient takes the way back. All tensors travel at once, none in a single process.
 
     Args:
         tensors: any shapes and dtypes, the same in every process.
