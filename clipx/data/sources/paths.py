@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -53,20 +54,21 @@ class Root:
         full = os.path.normpath(os.path.join(self.path, text))
         if not self._contains(full):
             return None, OUTSIDE
+        # One look at the file itself, and the folder above it from memory: data names millions of paths.
         try:
-            is_link = os.path.islink(full)
-            if not os.path.exists(full):
-                return None, OUTSIDE if is_link and not self._contains(os.path.realpath(full)) else MISSING
+            found = os.lstat(full)
+            if stat.S_ISLNK(found.st_mode):
+                real = os.path.realpath(full)
+                found = os.stat(full) if self._contains(real) else found
+            else:
+                real = os.path.join(self._real_folder(os.path.dirname(full)), os.path.basename(full))
         except (OSError, ValueError):
             return None, MISSING
-        real = (
-            os.path.realpath(full) if is_link else os.path.join(self._real_folder(os.path.dirname(full)), "x")
-        )
         if not self._contains(real):
             return None, OUTSIDE
-        if not os.path.isfile(full):
+        if not stat.S_ISREG(found.st_mode):
             return None, MISSING
-        return os.path.relpath(full, self.path).replace(os.sep, "/"), ""
+        return full[len(str(self.path)) :].lstrip(os.sep).replace(os.sep, "/"), ""
 
     def images(self, skipped: dict[str, int]) -> Iterator[str]:
         """Every image file below the root, in a fixed order.
