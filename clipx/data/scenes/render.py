@@ -120,7 +120,12 @@ def _add(image: np.ndarray, thing: Thing, size: int) -> None:
 
 def to_pixels(image: np.ndarray) -> np.ndarray:
     """Round float [3, H, W] in 0..255 to uint8 [H, W, 3]."""
-    return (image + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0).copy()
+    planes = (image + np.float32(0.5)).astype(np.uint8)
+    pixels = np.empty((*planes.shape[1:], 3), dtype=np.uint8)
+    # Plane by plane is twice as fast as a copy of the transpose.
+    for channel in range(3):
+        pixels[:, :, channel] = planes[channel]
+    return pixels
 
 
 def masks(scene: Scene, size: int) -> np.ndarray:
