@@ -94,6 +94,8 @@ def encode(
         raise ClipxError(f"there is no precision {precision!r}", hint=did_you_mean(precision, PRECISIONS))
     if limit is not None and limit < 1:
         raise ClipxError(f"limit={limit} leaves nothing to encode")
+    if limit is not None and not is_stream(source) and limit >= len(source):
+        limit = None  # the same embeddings under the same key
     chosen = source if limit is None or is_stream(source) else evenly(source, limit)
     total = limit if is_stream(source) else len(chosen)
     total = getattr(source, "size", None) if total is None else total
@@ -110,7 +112,8 @@ def encode(
         return torch.tensor(chosen.indices)[index] if isinstance(chosen, Selection) else index
 
     holders: tuple[Any, ...] = ()
-    description = {"model": clip.fingerprint(), "split": split, "precision": precision, "limit": limit}
+    model = clip.fingerprint()
+    description = {"model": model, "split": split, "precision": precision, "limit": limit}
     if hasattr(source, "fingerprint"):
         description["source"] = source.fingerprint()
         root = root or default_root()
@@ -132,8 +135,13 @@ def encode(
     )
     texts, fresh_texts = None, False
     if text and images.lists.get("texts"):
-        texts, fresh_texts = _text_entry(
-            clip, images.lists["texts"], root, batch_size, precision, record_seconds, progress
+        captions = images.lists["texts"]
+        texts, fresh_texts = obtain(
+            root,
+            {"bank": "text", "model": model, "texts": _digest(captions), "precision": precision},
+            lambda writer: _encode_texts(
+                clip, captions, writer, batch_size, precision, record_seconds, progress
+            ),
         )
     return _feature_set(images, texts, fresh or fresh_texts, holders)
 
@@ -222,33 +230,30 @@ def kind_of(reason: str) -> str:
     return reason.partition(":")[0]
 
 
-def _text_entry(
+def _digest(texts: list[str]) -> str:
+    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()
+
+
+def _encode_texts(
     clip: CLIP,
     texts: list[str],
-    root: Path,
+    writer: Writer,
     batch_size: int,
     precision: str,
     record_seconds: float,
     progress: Progress | None,
-) -> tuple[Entry, bool]:
-    digest = hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()
-
-    def write(writer: Writer) -> None:
-        start = int(writer.state.get("done", 0))
-        recorded = time.monotonic()
-        for first in range(start, len(texts), batch_size):
-            part = texts[first : first + batch_size]
-            writer.append("text", embed_texts(clip, part, batch_size=batch_size, precision=precision).numpy())
-            if time.monotonic() - recorded >= record_seconds:
-                writer.record({"done": first + len(part)})
-                recorded = time.monotonic()
-            if progress:
-                progress("text", first + len(part), len(texts))
-        writer.record({"done": len(texts)})
-
-    return obtain(
-        root, {"bank": "text", "model": clip.fingerprint(), "texts": digest, "precision": precision}, write
-    )
+) -> None:
+    start = int(writer.state.get("done", 0))
+    recorded = time.monotonic()
+    for first in range(start, len(texts), batch_size):
+        part = texts[first : first + batch_size]
+        writer.append("text", embed_texts(clip, part, batch_size=batch_size, precision=precision).numpy())
+        if time.monotonic() - recorded >= record_seconds:
+            writer.record({"done": first + len(part)})
+            recorded = time.monotonic()
+        if progress:
+            progress("text", first + len(part), len(texts))
+    writer.record({"done": len(texts)})
 
 
 def embed_texts(

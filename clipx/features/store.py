@@ -208,7 +208,10 @@ def _publish(partial: Path, root: Path, key: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows does not open folders
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -187,6 +187,7 @@ def test_a_limit_is_spread_over_the_source(clip, tmp_path):
     features = run(clip, Photos(bad=()), tmp_path, limit=6)
     assert features.index.tolist() == [0, 3, 7, 11, 15, 19]
     assert len(run(clip, Photos(bad=()), tmp_path, limit=100)) == 23
+    assert not run(clip, Photos(bad=()), tmp_path).encoded
 
 
 def test_a_stream_is_read_once_and_not_kept(clip, tmp_path):

@@ -16,6 +16,7 @@ from clipx.recipes import zeroshot
 from clipx.run import Run
 
 SMALL = ["data.size=8", "data.test_size=40", "data.validation_size=8", "batch_size=16", "loader.workers=0"]
+SMALL += ["data.shapes=[circle, star]", "data.colours=[red, blue]"]
 
 
 class Photos:
@@ -77,7 +78,14 @@ def test_scenes_are_classified_and_retrieved(run_with, saved):
     metrics, run = run_with(*SMALL)
     from clipx.data.sources.scenes import Scenes
 
-    source = Scenes(split="test", size=8, validation_size=8, test_size=40)
+    source = Scenes(
+        split="test",
+        size=8,
+        validation_size=8,
+        test_size=40,
+        shapes=["circle", "star"],
+        colours=["red", "blue"],
+    )
     expected = Evaluation(source, workers=0)(load(saved).eval())
     assert metrics == pytest.approx(expected, abs=1e-3)
     found = results(run)
