@@ -19,7 +19,12 @@ class ClipxError(Exception):
 
 
 class BadSample(Exception):
-    """One sample that cannot be used (truncated image, blank caption); it is skipped, counted and reported."""
+    """One sample that cannot be used (truncated image, blank caption): skipped, counted, reported."""
+
+
+def kind_of(reason: str) -> str:
+    """The kind of mishap a BadSample tells of: ``truncated image`` of ``truncated image: a.jpg``."""
+    return reason.partition(":")[0]
 
 
 def did_you_mean(word: str, choices: Iterable[str], limit: int = 20) -> str:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from clipx.data.fields import UNLABELLED
 from clipx.data.order import TrainingOrder, sample_generator
 from clipx.data.transforms import TrainTransform, to_tensor
-from clipx.errors import BadSample, ClipxError
+from clipx.errors import BadSample, ClipxError, kind_of
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _TRIES = 1000
@@ -448,7 +448,7 @@ def evaluation_loader(
 
 def count_reasons(bad: dict[str, str]) -> dict[str, int]:
     """How many samples were passed over for each reason, most frequent first."""
-    return dict(Counter(bad.values()).most_common())
+    return dict(Counter(map(kind_of, bad.values())).most_common())
 
 
 __all__ = [

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipx.errors import ClipxError, did_you_mean
+from clipx.errors import ClipxError, did_you_mean, kind_of
 from clipx.features.selection import Selection, evenly, rest_of
 from clipx.features.store import Entry, Writer, default_root, obtain
 from clipx.models.clip import CLIP, images_to_features
@@ -223,11 +223,6 @@ def encode_batches(
         reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
         raise ClipxError(f"no sample of this data can be used: {reasons or 'there is none'}")
     writer.record({"done": done, "skipped": dict(skipped.most_common())})
-
-
-def kind_of(reason: str) -> str:
-    """The kind of mishap a reason tells of: ``truncated image`` of ``truncated image: a.jpg: 9 bytes``."""
-    return reason.partition(":")[0]
 
 
 def _digest(texts: list[str]) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clipx.data.fields import UNLABELLED
 from clipx.data.loading import DEFAULT_TEMPLATES, evaluation_loader, is_stream
+from clipx.errors import kind_of
 from clipx.features.encode import embed_texts, evaluating
 from clipx.features.selection import evenly
 from clipx.inference.zero_shot import class_logits, zero_shot_classifier
@@ -18,17 +19,16 @@ from clipx.tasks.intervals import Estimate, flatten
 from clipx.tasks.retrieval import distinct_texts, retrieval
 
 
-def classification_outcomes(
-    clip: CLIP, image: Tensor, labels: Tensor, class_names: Sequence[str], templates: Sequence[str]
-) -> Outcomes:
-    """Zero-shot outcomes of the labelled rows of image embeddings ``[N, D]``, labels int64 ``[N]``."""
-    labelled = labels != UNLABELLED
-    image, labels = image[labelled], labels[labelled]
-    classifier = zero_shot_classifier(clip, class_names, templates)
-    return join(outcomes(logits.cpu(), labels[rows]) for rows, logits in class_logits(clip, image, classifier))
+def class_outcomes(clip: CLIP, image: Tensor, labels: Tensor, classifier: Tensor) -> Outcomes:
+    """What becomes of image embeddings ``[N, D]`` with labels int64 ``[N]`` under class vectors ``[C, D]``."""
+    return join(
+        outcomes(logits.cpu(), labels[rows]) for rows, logits in class_logits(clip, image, classifier)
+    )
 
 
-def retrieval_estimates(clip: CLIP, image: Tensor, text: Tensor, pairs: Any) -> dict[str, Estimate]:
+def retrieval_estimates(
+    clip: CLIP, image: Tensor, text: Tensor, pairs: Any, *, seed: int = 0
+) -> dict[str, Estimate]:
     """Retrieval both ways, compared as the model compares.
 
     Args:
@@ -36,9 +36,10 @@ def retrieval_estimates(clip: CLIP, image: Tensor, text: Tensor, pairs: Any) -> 
         image: ``[M, D]`` unit rows.
         text: ``[N, D]`` unit rows.
         pairs: (image, text) indices that belong together, int64 ``[P, 2]``.
+        seed: of the bootstrap interval.
     """
     with evaluating(clip):
-        return retrieval(clip.score, image.to(clip.device), text.to(clip.device), pairs)
+        return retrieval(clip.score, image.to(clip.device), text.to(clip.device), pairs, seed=seed)
 
 
 class Evaluation:
@@ -79,7 +80,8 @@ class Evaluation:
         estimates: dict[str, Estimate] = {}
         classes = self.source.classes
         if classes and len(classes) > 1 and (labels != UNLABELLED).any():
-            estimates |= accuracy(classification_outcomes(clip, features, labels, classes, self.templates))
+            classifier = zero_shot_classifier(clip, classes, self.templates)
+            estimates |= accuracy(class_outcomes(clip, features, labels, classifier))
         if any(captions):
             texts, pairs = distinct_texts(captions)
             text = embed_texts(clip, texts, batch_size=self.batch_size)
@@ -98,6 +100,6 @@ class Evaluation:
                     features.append(images_to_features(clip, batch["image"]).cpu())
                     labels.append(batch["label"])
                     captions += batch["captions"]
-                skipped.update(reason for _, reason in batch["bad"])
+                skipped.update(kind_of(reason) for _, reason in batch["bad"])
         self.skipped = dict(skipped.most_common())
         return torch.cat(features), torch.cat(labels), captions

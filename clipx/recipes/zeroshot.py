@@ -19,18 +19,18 @@ from clipx.data.fields import UNLABELLED
 from clipx.data.images import EXTENSIONS, open_image
 from clipx.data.loading import DEFAULT_TEMPLATES
 from clipx.data.templates import templates as find_templates
-from clipx.errors import BadSample, ClipxError, did_you_mean
-from clipx.features.encode import FeatureSet, Progress, encode, evaluating, kind_of
-from clipx.inference.zero_shot import class_logits, compare, embed_images
+from clipx.errors import BadSample, ClipxError, did_you_mean, kind_of
+from clipx.features.encode import FeatureSet, Progress, encode
+from clipx.inference.evaluation import class_outcomes, retrieval_estimates
+from clipx.inference.zero_shot import compare, embed_images
 from clipx.models.clip import CLIP, WEIGHTS_FILE
 from clipx.models.loading import PRESETS, load
 from clipx.recipes.parts import open_source
 from clipx.reports.figures import confusion, save
 from clipx.reports.tables import METRIC_COLUMNS, markdown, metric_rows
 from clipx.run import Run
-from clipx.tasks.classification import Outcomes, accuracy, confusion_matrix, join, outcomes, per_class
+from clipx.tasks.classification import Outcomes, accuracy, confusion_matrix, per_class
 from clipx.tasks.intervals import Estimate, flatten
-from clipx.tasks.retrieval import retrieval
 
 TASKS = ("classification", "retrieval")
 _LARGEST_FIGURE = 1000
@@ -109,15 +109,17 @@ def _measure(clip: CLIP, config: DictConfig, run: Run) -> dict[str, float]:
     estimates: dict[str, Estimate] = {}
     if "classification" in chosen:
         templates = _templates(config, source)
-        seen = _classify(clip, features, names, templates, config)
+        seen = class_outcomes(
+            clip, features.image, features.labels, _class_vectors(clip, names, templates, config)
+        )
         estimates |= accuracy(seen)
         _report_classes(seen, names, config, run, clip)
         run.results({"classes": len(names), "templates": templates})
     if "retrieval" in chosen:
         assert features.text is not None
-        image, text = features.image.to(clip.device), features.text.to(clip.device)
-        with evaluating(clip):
-            estimates |= retrieval(clip.score, image, text, features.pairs, seed=config.seed)
+        estimates |= retrieval_estimates(
+            clip, features.image, features.text, features.pairs, seed=config.seed
+        )
         run.results({"texts": len(features.texts)})
     run.results(
         {
@@ -217,16 +219,6 @@ def _check_skipped(features: FeatureSet, config: DictConfig, run: Run) -> None:
             hint=f"max_bad={config.max_bad} is the share that is tolerated",
         )
     console.warn(f"{bad} of {total} samples were passed over: {reasons}")
-
-
-def _classify(
-    clip: CLIP, features: FeatureSet, names: Sequence[str], templates: Sequence[str], config: DictConfig
-) -> Outcomes:
-    classifier = _class_vectors(clip, names, templates, config)
-    return join(
-        outcomes(logits.cpu(), features.labels[rows])
-        for rows, logits in class_logits(clip, features.image, classifier)
-    )
 
 
 def _class_vectors(
