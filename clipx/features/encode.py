@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from clipx.errors import ClipxError, did_you_mean, kind_of
+from clipx.features.projection import Projection, before_projection, image_projection
 from clipx.features.selection import Selection, evenly, rest_of
 from clipx.features.store import Entry, Writer, default_root, obtain
 from clipx.models.clip import CLIP, images_to_features
@@ -24,6 +26,28 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 RECORD_SECONDS = 5.0
 Progress = Callable[[str, int, int | None], None]
 """Told (bank, done, total or None) after every batch."""
+
+BANKS = ("image", "raw", "pre_projection")
+"""What is kept of an image: its unit row; the row before it was normalised; the row before the projection."""
+
+
+Embed = Callable[[CLIP, Tensor, torch.dtype], Tensor]
+"""(model, uint8 images ``[B, 3, H, W]``, precision of the tower) -> float32 ``[B, D]``."""
+
+
+@torch.no_grad()
+def _raw_features(clip: CLIP, images: Tensor, precision: torch.dtype) -> Tensor:
+    device = clip.device
+    with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+        pixels = clip.normalize(images.to(device, non_blocking=True))
+        return clip.encode_image(pixels, normalize=False).float()
+
+
+_TOWERS: dict[str, Embed] = {
+    "image": images_to_features,
+    "raw": _raw_features,
+    "pre_projection": before_projection,
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +58,8 @@ class FeatureSet:
     place in the source; ``ids`` N names; ``texts`` the T distinct captions, ``pairs`` int64 ``[P, 2]`` of
     (image, text) that belong together; ``text`` float32 ``[T, D]`` unit rows, None where texts were not
     asked for; ``skipped`` the number of samples passed over, by reason; ``encoded`` whether a tower had to
-    run. Tensors are memory-mapped.
+    run; ``norms`` float32 ``[N]`` the length of every row before it was normalised, and ``pre`` float32
+    ``[N, Do]`` what the projection was given, where these banks were asked for. Tensors are memory-mapped.
     """
 
     image: Tensor
@@ -46,6 +71,8 @@ class FeatureSet:
     text: Tensor | None
     skipped: dict[str, int]
     encoded: bool
+    norms: Tensor | None = None
+    pre: Tensor | None = None
     _holders: tuple[Any, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
@@ -57,6 +84,7 @@ def encode(
     source: Any,
     *,
     split: str,
+    bank: str = "image",
     text: bool = True,
     root: Path | None = None,
     batch_size: int = 256,
@@ -75,6 +103,7 @@ def encode(
         clip: the model; its weights and preprocessing are part of the key.
         source: map-style or stream source; its fingerprint is part of the key.
         split: name of the split the source was opened with.
+        bank: one of ``BANKS``.
         text: embed the captions too, where there are any.
         root: of the store; None for ``default_root()``.
         batch_size: images, and texts, a step.
@@ -92,6 +121,8 @@ def encode(
 
     if precision not in PRECISIONS:
         raise ClipxError(f"there is no precision {precision!r}", hint=did_you_mean(precision, PRECISIONS))
+    if bank not in BANKS:
+        raise ClipxError(f"there is no bank {bank!r}", hint=did_you_mean(bank, BANKS))
     if limit is not None and limit < 1:
         raise ClipxError(f"limit={limit} leaves nothing to encode")
     if limit is not None and not is_stream(source) and limit >= len(source):
@@ -122,11 +153,12 @@ def encode(
         holders, root = (scratch,), Path(scratch.name)
     images, fresh = obtain(
         root,
-        {"bank": "image", **description},
+        {"bank": bank, **description},
         lambda writer: encode_batches(
             clip,
             batches,
             writer,
+            embed=_TOWERS[bank],
             precision=precision,
             total=total,
             record_seconds=record_seconds,
@@ -143,13 +175,28 @@ def encode(
                 clip, captions, writer, batch_size, precision, record_seconds, progress
             ),
         )
-    return _feature_set(images, texts, fresh or fresh_texts, holders)
+    projection = image_projection(clip) if bank == "pre_projection" else None
+    return _feature_set(images, texts, bank, projection, fresh or fresh_texts, holders)
 
 
-def _feature_set(images: Entry, texts: Entry | None, fresh: bool, holders: tuple[Any, ...]) -> FeatureSet:
+def _feature_set(
+    images: Entry,
+    texts: Entry | None,
+    bank: str,
+    projection: Projection | None,
+    fresh: bool,
+    holders: tuple[Any, ...],
+) -> FeatureSet:
     arrays = {name: torch.from_numpy(array) for name, array in images.arrays.items()}
+    rows, norms, pre = arrays["image"], None, None
+    if projection is not None:
+        pre = rows
+        rows = projection(rows.to(projection.weight.device)).cpu()
+    if bank != "image":
+        norms = torch.linalg.vector_norm(rows, dim=1)
+        rows = functional.normalize(rows, dim=1)
     return FeatureSet(
-        image=arrays["image"],
+        image=rows,
         labels=arrays["labels"],
         index=arrays["index"],
         ids=images.lists["ids"],
@@ -158,6 +205,8 @@ def _feature_set(images: Entry, texts: Entry | None, fresh: bool, holders: tuple
         text=None if texts is None else torch.from_numpy(texts.arrays["text"]),
         skipped=images.state["skipped"],
         encoded=fresh,
+        norms=norms,
+        pre=pre,
         _holders=holders,
     )
 
@@ -167,6 +216,7 @@ def encode_batches(
     batches: Callable[[int], Iterable[Mapping[str, Any]]],
     writer: Writer,
     *,
+    embed: Embed = images_to_features,
     precision: str = "fp32",
     total: int | None = None,
     record_seconds: float = RECORD_SECONDS,
@@ -180,6 +230,7 @@ def encode_batches(
             them: image uint8 ``[B, 3, H, W]``, label and index int64 ``[B]``, id and captions lists, bad
             (index, reason).
         writer: of the entry.
+        embed: what the tower makes of images.
         precision: of the towers.
         total: number of items, where it is known.
         record_seconds: how often progress is made durable.
@@ -196,7 +247,7 @@ def encode_batches(
     with evaluating(clip):
         for batch in batches(done):
             if len(batch["image"]):
-                features = images_to_features(clip, batch["image"], PRECISIONS[precision]).cpu()
+                features = embed(clip, batch["image"], PRECISIONS[precision]).cpu()
                 check_finite(features, "image", batch["id"])
                 writer.append("image", features.numpy())
                 writer.append("labels", batch["label"].numpy())

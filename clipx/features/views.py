@@ -6,6 +6,7 @@ augmented, is part of the fingerprint.
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Chosen(Selection):
     def __init__(self, source: Any, indices: Sequence[int]) -> None:
         super().__init__(source, [int(index) for index in indices])
         if hasattr(source, "fingerprint"):
-            self.fingerprint = lambda: _joined(source.fingerprint(), self.indices)
+            self.fingerprint = partial(_fingerprint, source, self.indices)
 
 
 class Views:
@@ -40,7 +41,7 @@ class Views:
     the item at ``indices[i // views]``.
 
     A view is a random resized crop and a mirror in half of the cases. It is a pure function of the item's
-    place in its source and of the view's number: draws of other seeds that hold the image hold the same views.
+    place in its source and of the view's number: whatever draw holds the image holds the same views.
 
     Args:
         source: map-style.
@@ -76,7 +77,7 @@ class Views:
         self.transform = TrainTransform(size, tuple(scale), flip=flip, interpolation=interpolation)
         if hasattr(source, "fingerprint"):
             settings = (views, size, tuple(scale), flip, interpolation, _VIEW_SEED)
-            self.fingerprint = lambda: _joined(source.fingerprint(), self.indices, settings)
+            self.fingerprint = partial(_fingerprint, source, self.indices, settings)
 
     def __len__(self) -> int:
         return len(self.indices) * self.views
@@ -108,5 +109,6 @@ class Views:
         return {**example, "image": np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), "captions": []}
 
 
-def _joined(*parts: Any) -> str:
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+def _fingerprint(source: Any, indices: list[int], settings: tuple[Any, ...] = ()) -> str:
+    content = repr((source.fingerprint(), indices, settings))
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

@@ -1,9 +1,12 @@
 """The procedural world as a source: any number of scenes, any size, the same pixels on every machine."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
+
+import numpy as np
 
 from clipx.data.fields import UNLABELLED, Example
 from clipx.data.scenes import captions as grammar
@@ -61,6 +64,7 @@ class Scenes:
         caption_noise: share of examples whose captions have a damaged word. Train only.
         mismatched: share of examples whose captions are those of another example. Train only.
         label: what ``classes`` are; scenes of several objects are unlabelled.
+        names: other words for those of the class names, such as ``{red: crimson}``; captions keep theirs.
         seed: of everything.
 
     Raises:
@@ -98,6 +102,7 @@ class Scenes:
         caption_noise: float = 0.0,
         mismatched: float = 0.0,
         label: str = "colour-shape",
+        names: Mapping[str, str] | None = None,
         seed: int = 0,
     ) -> None:
         one_of(split, SPLITS, "split")
@@ -151,6 +156,7 @@ class Scenes:
             "shape": [main.SHAPES[shape][0] for shape in self.world.shapes],
             "colour": [main.colour_name(colour) for colour in self.world.colours],
         }[label]
+        self.classes = _renamed(self.classes, names or {})
         self.templates: list[str] = list(main.TEMPLATES)
         self._keys = {stream: stream_key(self.seed, split, stream) for stream in STREAMS}
 
@@ -171,6 +177,18 @@ class Scenes:
             self._example(index, self._scene(index, first), second)
             for index, first, second in zip(wanted, of_scene, of_captions, strict=True)
         ]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of every example, int64 [N], without rendering any; -1 for scenes of several objects."""
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        if self.world.fewest > 1:
+            return np.full(self.size, UNLABELLED)
+        draws = many(self._keys["scene"], range(self.size))
+        return np.array([self._label(self._scene(index, own)) for index, own in enumerate(draws)])
 
     def fingerprint(self) -> str:
         """A hash of all settings and of the vocabulary."""
@@ -278,6 +296,16 @@ class Scenes:
         if self.label == "shape":
             return shape
         return colour if self.label == "colour" else colour * len(self.world.shapes) + shape
+
+
+def _renamed(classes: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    words = {word for name in classes for word in name.split()}
+    for word in names:
+        one_of(word, sorted(words), "names: a word of its classes")
+    renamed = [" ".join(str(names.get(word, word)) for word in name.split()) for name in classes]
+    if len(set(renamed)) < len(renamed):
+        raise ClipxError("scenes: names gives two classes the same name", hint="a word of its own for each")
+    return renamed
 
 
 def _say(said: Sequence[tuple[str, Any, float]], languages: Sequence[str]) -> list[str]:
