@@ -7,9 +7,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from clipx.config import build
 from clipx.data.loading import is_stream
+from clipx.models.clip import CLIP
+from clipx.run import Run
+from clipx.training.checkpoints import written_whole
 from clipx.training.optimizer import parameter_groups
 
 _EXTRAS = {"negative_captions": "negative_text"}
+_LOOKED_AT = 32
+"""Examples looked at for one that is not bad."""
 
 
 def open_source(node: DictConfig, split: str) -> Any:
@@ -18,13 +23,14 @@ def open_source(node: DictConfig, split: str) -> Any:
 
 
 def batch_fields(source: Any) -> set[str]:
-    """Batch fields that a source gives, judged by its first example; of a stream: images, texts and labels."""
-    fields = {"image", "text", "label", "index"}
+    """Batch fields that a source gives, judged by its first good example; of a stream the usual ones."""
+    fields: set[str] = {"image", "text", "label", "index"}
     if is_stream(source):
         return fields
-    example = source.examples([0])[0]
-    if isinstance(example, dict):
-        fields |= {_EXTRAS.get(name, name) for name in example if name not in {"captions", "id"}}
+    for place in range(min(len(source), _LOOKED_AT)):
+        example = source.examples([place])[0]
+        if isinstance(example, dict):
+            return fields | {_EXTRAS.get(str(name), str(name)) for name in example} - {"captions", "id"}
     return fields
 
 
@@ -43,6 +49,16 @@ def build_optimizer(config: DictConfig, module: torch.nn.Module) -> torch.optim.
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     groups = parameter_groups(module, options.pop("weight_decay", 0.0))
     return build(OmegaConf.create(options), groups)
+
+
+def save_model(clip: CLIP, run: Run) -> None:
+    """Write the run's ``model/``, whole or not at all; one from an earlier start of the run is replaced.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with written_whole(run.path() / "model") as folder:
+        clip.save(folder)
 
 
 def flat(config: DictConfig) -> dict[str, Any]:

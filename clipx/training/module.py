@@ -1,6 +1,6 @@
 """The model and what it minimises, as the one module that DDP, FSDP and torch.compile see."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from clipx.training.encoded import Encoded
 
 
 class TrainingModule(nn.Module):
-    """A CLIP and its weighted objectives; heads and queues that an objective owns train and checkpoint with it.
+    """A CLIP and its weighted objectives.
+
+    Heads and queues that an objective owns train and checkpoint with it.
 
     Args:
         clip: the model.
@@ -30,7 +32,7 @@ class TrainingModule(nn.Module):
     @property
     def needs(self) -> list[str]:
         """Batch fields that the objectives ask for."""
-        return sorted({field for objective in self.objectives.values() for field in objective.needs})
+        return sorted({field for objective in self.objectives.values() for field in needed(objective)})
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Every term, unweighted, and their weighted sum as ``loss``."""
@@ -45,8 +47,13 @@ class TrainingModule(nn.Module):
         return {**terms, "loss": total}  # type: ignore[dict-item]
 
 
+def needed(objective: nn.Module) -> Sequence[str]:
+    """Batch fields that an objective asks for."""
+    return objective.needs  # type: ignore[return-value]
+
+
 def _in_float32(objective: nn.Module, encoded: Encoded) -> dict[str, Tensor]:
-    for field in objective.needs:  # type: ignore[union-attr]
+    for field in needed(objective):
         if field in {"image", "negative_image"}:
             encoded.image(field)
         elif field in {"text", "negative_text"}:

@@ -20,7 +20,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
     Source: Radford et al. 2021, section 2.5 (decay on all weights that are not gains or biases).
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim >= 2 else plain).append(parameter)
@@ -33,15 +34,16 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def schedule_factor(step: int, steps: int, *, name: str, warmup: int, cooldown: int = 0) -> float:
     """What the learning rate is multiplied by at ``step`` of ``steps``.
 
-    Linear warm-up from ``1/warmup`` to 1 over ``warmup`` steps, then ``cosine`` to 0, ``constant``, or ``cooldown``:
-    constant and, over the last ``cooldown`` steps, linearly to 0.
+    Linear warm-up from ``1/warmup`` to 1 over ``warmup`` steps, then ``cosine`` to 0, ``constant``, or
+    ``cooldown``: constant and, over the last ``cooldown`` steps, linearly to 0. Zero would be reached at
+    step ``steps``, which is no longer trained.
     """
     if step < warmup:
         return (step + 1) / warmup
     if name == "constant":
         return 1.0
     if name == "cooldown":
-        return min(1.0, (steps - step) / cooldown) if cooldown else 1.0
+        return min(1.0, (steps - step) / cooldown)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
@@ -49,12 +51,17 @@ def check_schedule(name: str, warmup: int, cooldown: int, steps: int) -> None:
     """Check a schedule before anything is loaded.
 
     Raises:
-        ClipxError: unknown name, or phases longer than the run.
+        ClipxError: unknown name, phases longer than the run, a cooldown without its schedule or the reverse.
     """
     if name not in SCHEDULES:
         raise ClipxError(f"there is no schedule {name!r}", hint=did_you_mean(name, SCHEDULES))
     if not 0 <= warmup <= steps:
         raise ClipxError(f"training.warmup={warmup} must lie between 0 and the run's {steps} steps")
+    if (cooldown > 0) != (name == "cooldown"):
+        raise ClipxError(
+            f"training.schedule={name} with training.cooldown={cooldown}",
+            hint="schedule=cooldown needs training.cooldown=STEPS, and only that schedule has one",
+        )
     if not 0 <= cooldown <= steps - warmup:
         raise ClipxError(f"training.cooldown={cooldown} must lie between 0 and {steps - warmup}")
 

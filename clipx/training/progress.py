@@ -17,13 +17,15 @@ class TrainingProgress:
     Args:
         steps: of the whole run.
         start: where this process start begins.
+        shown: False in the processes of a launch that say nothing.
     """
 
-    def __init__(self, steps: int, start: int = 0) -> None:
+    def __init__(self, steps: int, start: int = 0, shown: bool = True) -> None:
         self.steps = steps
         self.start = start
         self.console = console.stderr()
-        self.live = self.console.is_terminal
+        self.console.quiet |= not shown
+        self.live = self.console.is_terminal and not self.console.quiet
         self._bar = Progress(
             TextColumn("[bold]training"),
             BarColumn(),
@@ -56,9 +58,13 @@ class TrainingProgress:
         if not self.live and (now - self._spoke > _LINE_EVERY or done == self.steps):
             self._spoke = now
             left = (now - self._began) / max(1, done - self.start) * (self.steps - done)
-            self.console.print(f"step {done}/{self.steps}  {state}  left {left:,.0f} s", highlight=False)
+            self._say(f"step {done}/{self.steps}  {state}  left {left:,.0f} s")
 
     def note(self, done: int, metrics: dict[str, float]) -> None:
-        """Show an evaluation."""
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if not name.endswith("_ci"))
-        self.console.print(f"step {done}/{self.steps}  validation: {shown}", highlight=False)
+        """Show an evaluation's first metrics: top-1 and recall at 1, or whatever comes first."""
+        names = [name for name in metrics if name == "top1" or name.endswith("recall@1")] or list(metrics)[:3]
+        shown = "  ".join(f"{name} {metrics[name]:.3f}" for name in names)
+        self._say(f"step {done}/{self.steps}  validation: {shown}")
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,15 +1,24 @@
 """Stop cleanly: a signal asks, the loop finishes its step."""
 
+import os
 import signal
+import sys
+import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 
+from clipx import console
 from clipx.training.distributed import world
+
+_NOTE = b"stopping after this step; Ctrl-C stops at once\n"
 
 
 class StopSignal:
-    """Within the block, SIGINT and SIGTERM are noted; a second SIGINT interrupts at once.
+    """Within the block, SIGINT and SIGTERM are noted; a SIGINT after that interrupts at once.
+
+    Outside of the main thread, where Python cannot catch signals, nothing is noted.
 
     Attributes:
         received: the signal's number, or None.
@@ -17,9 +26,13 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {
+                number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(
@@ -29,14 +42,16 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT and number == signal.SIGINT:
+        if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is None and not console.quiet() and world()[0] == 0:
+            # A handler may run in the middle of a print, where another print is an error.
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _NOTE)
         self.received = number
 
     def agreed(self, device: torch.device) -> int | None:
-        """The signal that any process received: all processes stop after the same step."""
-        _, size = world()
-        if size == 1:
+        """The signal that any process received, so that all stop after the same step; collective."""
+        if world()[1] == 1:
             return self.received
         number = torch.tensor(self.received or 0, device=device)
         torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
