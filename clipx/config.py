@@ -192,7 +192,7 @@ def resolve(config: DictConfig) -> DictConfig:
 
     from clipx import config_errors
 
-    missing = sorted(OmegaConf.missing_keys(config))
+    missing = sorted(key for key, value in flat(config).items() if value == "???")
     if missing:
         example = " ".join(f"{key}=..." for key in missing)
         raise ClipxError(f"{', '.join(missing)} must be given", hint=f"add {example}")

@@ -32,9 +32,13 @@ def translated(command: str, overrides: Sequence[str], config_dir: ConfigDir) ->
 
 def explain(error: Exception, command: str, overrides: Sequence[str], config_dir: ConfigDir) -> ClipxError:
     """The ClipxError that says what ``error`` means for the person who typed ``overrides``."""
+    import yaml
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf import errors as omegaconf_errors
 
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return ClipxError(f"{mark.name}, line {mark.line + 1}: not valid YAML", hint=error.problem)
     if isinstance(error, OverrideParseException):
         return ClipxError(
             f"cannot read the override {error.override!r}",
@@ -149,8 +153,10 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str], config_dir: C
     parents = {leaf.rsplit(".", depth)[0] for leaf in leaves for depth in range(1, leaf.count(".") + 1)}
     last = key.rsplit(".", 1)[-1]
     near = [leaf for leaf in leaves if leaf.rsplit(".", 1)[-1] == last]
-    near += difflib.get_close_matches(key, leaves, n=3, cutoff=0.6)
-    near = near or difflib.get_close_matches(key, [*parents, *known], n=3, cutoff=0.6)
+    above = key.rpartition(".")[0]
+    beside = {leaf.rsplit(".", 1)[-1]: leaf for leaf in leaves if leaf.rpartition(".")[0] == above}
+    near = near or [beside[name] for name in difflib.get_close_matches(last, beside)]
+    near = near or difflib.get_close_matches(key, [*leaves, *parents, *known])
     parent = key.rpartition(".")[0]
     while parent and parent not in parents:
         parent = parent.rpartition(".")[0]
