@@ -1,0 +1,197 @@
+"""Small data, a small model and a trainer around them, for the tests of the training loop."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from clipx.data.loading import training_loader
+from clipx.data.transforms import TrainTransform
+from clipx.errors import BadSample
+from clipx.models.loading import load
+from clipx.objectives.infonce import InfoNCE
+from clipx.run import Run
+from clipx.training.loop import Trainer
+from clipx.training.module import TrainingModule
+from clipx.training.optimizer import parameter_groups
+from clipx.training.settings import LoopSettings
+
+COLOURS = ("red", "green", "blue", "white")
+
+
+class Pictures:
+    """Noise with a tint, 40 of them; ``bad`` ones cannot be used."""
+
+    name = "pictures"
+    classes = list(COLOURS)
+    templates = ("a {} picture",)
+
+    def __init__(self, size=40, bad=(), reason="truncated image"):
+        self.size, self.bad, self.reason = size, set(bad), reason
+
+    def __len__(self):
+        return self.size
+
+    def examples(self, indices):
+        return [self.example(index) for index in indices]
+
+    def example(self, index):
+        if index in self.bad:
+            return BadSample(f"{self.reason}: {index}.jpg")
+        image = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        image[..., index % 3] //= 4
+        captions = [f"a {COLOURS[index % 4]} picture", f"picture {index}"]
+        return {"image": image, "captions": captions, "label": index % 4, "id": str(index)}
+
+
+class Stream:
+    """The same pictures from front to back, each worker its share in an order of its own."""
+
+    name = "stream"
+    classes = Pictures.classes
+    templates = Pictures.templates
+
+    def __init__(self, size=40, bad=()):
+        self.pictures, self.size = Pictures(size, bad), size
+
+    def stream(self, *, seed, epoch, rank, world, worker, workers, skip):
+        share = np.arange(self.size)[rank * workers + worker :: world * workers]
+        for index in np.random.default_rng([seed, epoch, worker]).permutation(share)[skip:]:
+            yield self.pictures.example(int(index))
+
+
+class Killed(BaseException):
+    """Stands for an abrupt end."""
+
+
+def clip(**options):
+    torch.manual_seed(0)
+    made = load("micro", **options)
+    return made
+
+
+def objective(scale=1.0):
+    """InfoNCE, its value times ``scale``."""
+
+    class Scaled(InfoNCE):
+        def forward(self, encoded):
+            return {name: value * scale for name, value in super().forward(encoded).items()}
+
+    return Scaled()
+
+
+def trainer(
+    run,
+    *,
+    source=None,
+    objectives=None,
+    model=None,
+    lr=1e-3,
+    weight_decay=0.1,
+    optimizer=None,
+    evaluate=None,
+    best="top1",
+    **settings,
+):
+    """A trainer of 12 steps of 8 pairs, unless told otherwise."""
+    module = TrainingModule(model or clip(), objectives or {"infonce": InfoNCE()})
+    groups = parameter_groups(module, weight_decay)
+    built = (optimizer or (lambda groups: torch.optim.AdamW(groups, lr=lr)))(groups)
+    given = {"steps": 12, "batch_size": 8, "warmup": 2, "log_every": 1, "schedule": "constant", **settings}
+    return Trainer(module, built, LoopSettings(**given), run, seed=3, evaluate=evaluate, best=best)
+
+
+def batches(made, source=None, workers=0, *, stop_before=None, poison=None, rank=0, world=1):
+    """The ``loader`` argument of ``fit``.
+
+    Args:
+        made: the trainer.
+        source: of the data, 40 pictures by default.
+        workers: loader processes.
+        stop_before: raise ``Killed`` instead of yielding this micro-batch.
+        poison: called with (micro-batch number, batch) on the way.
+    """
+    source = source or Pictures()
+
+    def loader(span, positions):
+        loaded = training_loader(
+            source,
+            transform=TrainTransform(32),
+            tokenize=made.module.clip.tokenize,
+            batch_size=made.settings.batch_size,
+            seed=3,
+            steps=span,
+            workers=workers,
+            rank=rank,
+            world=world,
+            positions=positions,
+        )
+        for number, batch in enumerate(loaded, span[0]):
+            if number == stop_before:
+                raise Killed
+            if poison:
+                poison(number, batch)
+            yield batch
+
+    return loader
+
+
+def new_run(folder):
+    return Run.create(folder, "pretrain", "test", {})
+
+
+def state(made):
+    """Every tensor that a run's end depends on."""
+    found = {f"module.{name}": value.clone() for name, value in made.module.state_dict().items()}
+    for index, slots in made.optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{index}.{name}": value.clone() for name, value in slots.items()}
+    if made.average is not None:
+        found |= {f"average.{name}": value.clone() for name, value in made.average.state_dict().items()}
+    return found
+
+
+def differing(one, other):
+    """Names of tensors that are not bit-identical."""
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def losses(run):
+    """What metrics.jsonl says, without what a clock measured."""
+    timed = {"images_per_second", "data_wait"}
+    return [{key: value for key, value in record.items() if key not in timed} for record in run.metrics()]
+
+
+def distributed_fit(rank, world, folder):
+    """The work of one of several gloo processes: fit, checkpoint, and tell the weights and what is written."""
+    import os
+
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": Path(folder, "port").read_text()}
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    run = new_run(Path(folder, "outputs"))
+    made = trainer(run, steps=4, checkpoint_every=2, evaluate=lambda clip: {"top1": rank / 2})
+    source = Stream(bad=[4 * rank + 1])
+    fitted = made.fit(batches(made, source, rank=rank, world=world))
+    found = {"weights": state(made), "writes": run.writes, "bad": fitted.bad, "images": fitted.images}
+    found["evaluation"] = fitted.evaluation
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    if run.writes:
+        Path(folder, "run").write_text(json.dumps(str(run.directory)))
+        run.end("interrupted")
+    made.accelerator.end_training()
+
+
+class Dropping(nn.Module):
+    """Dropout on the image embedding, to make a step random."""
+
+    needs = ("image", "text")
+
+    def forward(self, encoded):
+        from clipx.objectives.infonce import info_nce
+
+        image = nn.functional.dropout(encoded.image(), 0.3)
+        return {"infonce": info_nce(image, encoded.text(), encoded.logit_scale)}

@@ -1,0 +1,77 @@
+import math
+
+import fits
+import pytest
+import torch
+from torch import nn
+
+from clipx.errors import ClipxError
+from clipx.training.optimizer import check_schedule, parameter_groups, schedule_factor, set_learning_rate
+
+
+def factors(steps, **settings):
+    return [schedule_factor(step, steps, **settings) for step in range(steps)]
+
+
+def test_matrices_decay_and_gains_biases_and_the_scale_do_not():
+    module = fits.TrainingModule(fits.clip(init_logit_bias=-10.0), {"infonce": fits.InfoNCE()})
+    decayed, plain = parameter_groups(module, 0.2)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.2, 0.0)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    undecayed = {names[id(parameter)].split("clip.model.")[1] for parameter in plain["params"]}
+    assert {"logit_scale", "logit_bias", "ln_final.weight", "visual.class_embedding"} <= undecayed
+    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+def test_frozen_parameters_are_left_out():
+    module = nn.Linear(2, 2)
+    module.weight.requires_grad_(False)
+    (group,) = parameter_groups(module, 0.1)
+    assert group["params"] == [module.bias]
+    module.bias.requires_grad_(False)
+    with pytest.raises(ClipxError, match="frozen"):
+        parameter_groups(module, 0.1)
+
+
+def test_cosine_after_warm_up():
+    found = factors(8, name="cosine", warmup=4)
+    assert found[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert found[4:] == pytest.approx([(1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)])
+    assert found[6] == pytest.approx(0.5)
+
+
+def test_constant_and_cooldown():
+    assert factors(4, name="constant", warmup=2) == [0.5, 1.0, 1.0, 1.0]
+    assert factors(8, name="cooldown", warmup=0, cooldown=4) == [1.0] * 5 + [0.75, 0.5, 0.25]
+
+
+def test_the_learning_rate_is_base_times_factor_in_every_group():
+    optimizer = torch.optim.SGD(
+        [{"params": [nn.Parameter(torch.ones(1))], "lr": rate} for rate in (0.1, 0.4)]
+    )
+    set_learning_rate(optimizer, [0.1, 0.4], 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "cooldown", "said"),
+    [
+        ("cosin", 0, 0, "no schedule 'cosin'"),
+        ("cosine", 11, 0, "training.warmup=11"),
+        ("cosine", -1, 0, "training.warmup=-1"),
+        ("cooldown", 4, 7, "training.cooldown=7"),
+        ("cooldown", 4, 0, "schedule=cooldown with training.cooldown=0"),
+        ("cosine", 4, 2, "schedule=cosine with training.cooldown=2"),
+        ("cosine", 4, -2, "training.cooldown=-2"),
+    ],
+)
+def test_a_schedule_that_cannot_be(name, warmup, cooldown, said):
+    with pytest.raises(ClipxError, match=said):
+        check_schedule(name, warmup, cooldown, 10)
+
+
+def test_a_misspelt_schedule_gets_its_neighbour():
+    with pytest.raises(ClipxError) as caught:
+        check_schedule("cosin", 0, 0, 10)
+    assert "did you mean 'cosine'" in caught.value.hint
