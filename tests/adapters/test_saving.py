@@ -1,0 +1,74 @@
+import json
+
+import pytest
+import torch
+from bench import drawn
+from safetensors.torch import save_file
+
+from clipx.adapters.saving import load, save
+from clipx.adapters.tip_adapter import TipAdapter, TipAdapterF
+from clipx.errors import ClipxError
+
+
+class Mine(TipAdapter):
+    pass
+
+
+def fitted(adapter):
+    features, labels, text, queries = drawn()
+    return adapter.fit(features, labels, text, logit_scale=100), queries
+
+
+@pytest.mark.parametrize("adapter", [TipAdapter(alpha=2.0), TipAdapterF(epochs=1, select="last")])
+def test_what_is_read_answers_as_what_was_saved(adapter, tmp_path):
+    adapter, queries = fitted(adapter)
+    save(adapter, tmp_path / "deep" / "adapter.safetensors")
+    again = load(tmp_path / "deep" / "adapter.safetensors")
+    assert type(again) is type(adapter)
+    assert torch.equal(again.logits(queries), adapter.logits(queries))
+    assert again.alpha == adapter.alpha
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["adapter.safetensors"]
+
+
+def test_only_what_is_fitted_can_be_saved(tmp_path):
+    with pytest.raises(ClipxError, match="not fitted"):
+        save(TipAdapter(), tmp_path / "a")
+
+
+def test_a_class_from_elsewhere_is_not_constructed(tmp_path):
+    adapter, queries = fitted(Mine())
+    save(adapter, tmp_path / "a")
+    with pytest.raises(ClipxError, match=r"outside clipx\.adapters"):
+        load(tmp_path / "a")
+    assert torch.equal(load(tmp_path / "a", modules=[__name__]).logits(queries), adapter.logits(queries))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        {"clipx_adapter": "{"},
+        {"clipx_adapter": "[]"},
+        {
+            "clipx_adapter": json.dumps(
+                {"class": "clipx.adapters.no_such.Thing", "arguments": {}, "values": {}}
+            )
+        },
+        {
+            "clipx_adapter": json.dumps(
+                {"class": "clipx.adapters.tip_adapter.TipAdapter", "arguments": {"gone": 1}, "values": {}}
+            )
+        },
+    ],
+)
+def test_what_is_no_adapter_is_named(header, tmp_path):
+    save_file({"x": torch.ones(1)}, tmp_path / "a", metadata=header)
+    with pytest.raises(ClipxError, match=r"not an adapter|another version"):
+        load(tmp_path / "a")
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "a").write_text("nothing of the kind")
+    for name in ("a", "missing"):
+        with pytest.raises(ClipxError, match="cannot read an adapter"):
+            load(tmp_path / name)
