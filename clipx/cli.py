@@ -135,6 +135,13 @@ recipe(
     "clipx zeroshot model=pretrain/infonce/latest data=folder data.root=photos",
     "clipx zeroshot image=photo.jpg 'labels=[cat, dog]'",
 )
+recipe(
+    "adapt",
+    "Adapt a CLIP to your classes from a few labelled images each.",
+    "clipx adapt",
+    "clipx adapt --method tip-adapter data=folder data.root=photos shots=4",
+    "clipx adapt --multirun --method zero-shot,tip-adapter shots=1,2,4,8,16",
+)
 
 
 @app.command(
@@ -304,7 +311,7 @@ def _usage_mistake(error: Any) -> tuple[str, str | None]:
     """What the parser complains about, with the nearest valid words."""
     message = str(error.format_message()).split("\n")[0].rstrip(".")
     context: Any = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "clipx"
+    path = context.command_path if context is not None else " ".join(["clipx", *sys.argv[1:2]])
     if match := re.match(r"No such command '([^']*)'", message):
         return f"no command {match[1]!r}", did_you_mean(match[1], context.command.commands)
     option = getattr(error, "option_name", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import os
@@ -106,21 +107,22 @@ def check_types(command: str, overrides: Sequence[str], config_dir: ConfigDir) -
                 raise ClipxError(f"{key}={value}: expected {wanted}", hint=hint)
 
 
-def build_error(node: Any, extra: dict[str, Any], error: Exception) -> Exception:
+def build_error(node: Any, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> Exception:
     """What a failed ``instantiate`` means: a ClipxError for a user's mistake, or the part's own exception."""
     cause = error.__cause__
     if isinstance(cause, ClipxError):
         return cause
     target = str(node["_target_"])
     found = re.search(r"(?:call to|instantiating|locating|resolving) target? ?'?([\w.]+)'?", str(error))
-    if found and found[1] != target:
-        target = found[1]
     part = _locate(target)
+    if found and found[1] != target and (part is None or _locate(found[1]) is not part):
+        target = found[1]  # a part inside the part; the same part may also just live in another module
+        part = _locate(target)
     if part is None:
         return ClipxError(f"_target_ {target} cannot be imported", hint=_target_hint(target))
     if isinstance(cause, TypeError) and target == str(node["_target_"]):
-        arguments = {str(key): None for key in node if not str(key).startswith("_")} | dict.fromkeys(extra)
-        mistake = _argument_mistake(part, arguments, target)
+        arguments = {str(key): None for key in node if not str(key).startswith("_")} | dict.fromkeys(kwargs)
+        mistake = _argument_mistake(part, args, arguments, target)
         if mistake:
             return mistake
     return cause if isinstance(cause, Exception) else error
@@ -133,7 +135,7 @@ def _missing_choice(error: Any, command: str, config_dir: ConfigDir) -> ClipxErr
         elsewhere = [
             card.usage for card in cards.list_cards(config.conf_dirs(config_dir)) if card.name == name
         ]
-        hint = f"did you mean {elsewhere[0]}? " if elsewhere else ""
+        hint = f"did you mean {' or '.join(elsewhere)}? " if elsewhere else ""
         return ClipxError(f"no method {name!r} for {command}", hint=hint + did_you_mean(name, options))
     if group.startswith("hydra/"):
         return ClipxError(
@@ -177,8 +179,13 @@ def _base(command: str, overrides: Sequence[str], config_dir: ConfigDir) -> Any:
         if key.lstrip("+~").split("@")[0] in known:
             simple = not any(mark in value for mark in "()[]{}'\"")
             chosen.append(f"{key}={value.split(',')[0].strip()}" if simple else override)
+    return _composed(command, tuple(chosen), None if config_dir is None else os.fspath(config_dir))
+
+
+@functools.lru_cache(maxsize=16)  # the jobs of a sweep over values share it
+def _composed(command: str, overrides: tuple[str, ...], config_dir: str | None) -> Any:
     try:
-        return config.compose_prepared(command, chosen, config_dir)[0]
+        return config.compose_prepared(command, overrides, config_dir)[0]
     except Exception:
         return None  # the choices themselves are wrong: that error is told elsewhere
 
@@ -220,10 +227,16 @@ def _misfit(default: Any, value: Any) -> str | None:
     if isinstance(default, int | float):
         return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
     if isinstance(default, list):
+        if _is_whole(value) and default and all(map(_is_whole, default)):
+            return None  # seed=1 where seed: [1, 2, 3]; what needs both ends of a range says so itself
         return None if isinstance(value, list) else "a list, such as [a, b]"
     if isinstance(default, dict):
         return None if isinstance(value, dict) else "a group of keys"
     return None
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _locate(target: str) -> Any:
@@ -252,10 +265,12 @@ def _target_hint(target: str) -> str:
     return f"{module_name} fails while it is imported"
 
 
-def _argument_mistake(part: Any, arguments: dict[str, Any], target: str) -> ClipxError | None:
+def _argument_mistake(
+    part: Any, args: tuple[Any, ...], arguments: dict[str, Any], target: str
+) -> ClipxError | None:
     try:
         signature = inspect.signature(part)
-        signature.bind(**arguments)
+        signature.bind(*args, **arguments)
     except ValueError:
         return None
     except TypeError as error:

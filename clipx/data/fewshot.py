@@ -88,26 +88,20 @@ def draw(
         )
     order = np.argsort(truth, kind="stable")
     sorted_labels = truth[order]
-    chosen, of_class, short = [], [], {}
+    lost = np.array(sorted(unusable), dtype=np.int64)
+    chosen, of_class, short = [np.empty(0, np.int64)], [np.empty(0, np.int64)], {}
     for label in wanted:
         first, last = np.searchsorted(sorted_labels, [label, label + 1])
         places = order[first:last]
-        if len(unusable):
-            places = places[~np.isin(places, list(unusable))]
         key = (part, dataset, seed, None if nested else shots, label)
-        taken = places[_generator(key).permutation(last - first if not len(unusable) else len(places))][
-            :shots
-        ]
-        chosen.append(np.sort(taken) if shots is None else taken)
+        shuffled = places if shots is None else places[_generator(key).permutation(len(places))]
+        # What cannot be used gives way to the next, and the others stay.
+        taken = shuffled[~np.isin(shuffled, lost)][:shots]
+        chosen.append(taken)
         of_class.append(np.full(len(taken), label))
-        if len(taken) == 0 or (shots is not None and len(taken) < shots):
+        if len(taken) < (shots or 1):
             short[label] = len(taken)
-    empty = [np.empty(0, np.int64)]
-    return Draw(
-        np.concatenate(empty + chosen).astype(np.int64),
-        np.concatenate(empty + of_class).astype(np.int64),
-        short,
-    )
+    return Draw(np.concatenate(chosen), np.concatenate(of_class), short)
 
 
 def _generator(key: tuple[Any, ...]) -> np.random.Generator:

@@ -74,7 +74,7 @@ class Views:
         self.views = views
         self.classes = source.classes
         self.templates = source.templates
-        self.transform = TrainTransform(size, tuple(scale), flip=flip, interpolation=interpolation)
+        self.transform = TrainTransform(size, (scale[0], scale[1]), flip=flip, interpolation=interpolation)
         if hasattr(source, "fingerprint"):
             settings = (views, size, tuple(scale), flip, interpolation, _VIEW_SEED)
             self.fingerprint = partial(_fingerprint, source, self.indices, settings)
@@ -109,6 +109,6 @@ class Views:
         return {**example, "image": np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), "captions": []}
 
 
-def _fingerprint(source: Any, indices: list[int], settings: tuple[Any, ...] = ()) -> str:
+def _fingerprint(source: Any, indices: Sequence[int], settings: tuple[Any, ...] = ()) -> str:
     content = repr((source.fingerprint(), indices, settings))
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

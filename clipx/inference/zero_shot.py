@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipx.errors import ClipxError
-from clipx.features.encode import check_finite, embed_texts, evaluating
+from clipx.features.encode import Embed, check_finite, embed_texts, evaluating
 from clipx.models.clip import CLIP, images_to_features
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -139,13 +139,16 @@ def compare(clip: CLIP, image_features: Tensor, classifier: Tensor) -> Tensor:
     return probabilities(clip, torch.cat(logits))
 
 
-def embed_images(clip: CLIP, images: Sequence[Any], *, batch_size: int = 64) -> Tensor:
+def embed_images(
+    clip: CLIP, images: Sequence[Any], *, batch_size: int = 64, embed: Embed = images_to_features
+) -> Tensor:
     """Embed images in memory: unit rows float32 ``[len(images), D]`` on the CPU.
 
     Args:
         clip: the model.
         images: PIL images, or uint8 arrays ``[H, W, 3]``.
         batch_size: images a step.
+        embed: what the tower makes of images; another than the default need not give unit rows.
 
     Raises:
         ClipxError: no image, or an embedding that is not finite.
@@ -156,6 +159,6 @@ def embed_images(clip: CLIP, images: Sequence[Any], *, batch_size: int = 64) -> 
     with evaluating(clip):
         for first in range(0, len(images), batch_size):
             part = [clip.preprocess(image) for image in images[first : first + batch_size]]
-            features.append(images_to_features(clip, torch.stack(part)).cpu())
+            features.append(embed(clip, torch.stack(part), torch.float32).cpu())
             check_finite(features[-1], "image", [f"image {first + place}" for place in range(len(part))])
     return torch.cat(features)

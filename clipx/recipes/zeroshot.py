@@ -1,12 +1,8 @@
 """``clipx zeroshot``: classify and retrieve with a CLIP as it is, or rank labels for images."""
 
-import csv
 import glob
-import io
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,86 +13,64 @@ from clipx import console
 from clipx.config import build
 from clipx.data.fields import UNLABELLED
 from clipx.data.images import EXTENSIONS, open_image
-from clipx.data.loading import DEFAULT_TEMPLATES
-from clipx.data.templates import templates as find_templates
 from clipx.errors import BadSample, ClipxError, did_you_mean, kind_of
-from clipx.features.encode import FeatureSet, Progress, encode
+from clipx.features.encode import FeatureSet
+from clipx.inference.adapted import FOLDER, Adapted, describe, load_adapted
 from clipx.inference.evaluation import class_outcomes, retrieval_estimates
 from clipx.inference.zero_shot import compare, embed_images
-from clipx.models.clip import CLIP, WEIGHTS_FILE
-from clipx.models.loading import PRESETS, load
+from clipx.models.clip import CLIP
+from clipx.recipes.frozen import check_skipped, encoded, load_pretrained, report_classes, templates_of
 from clipx.recipes.parts import open_source
-from clipx.reports.figures import confusion, save
 from clipx.reports.tables import METRIC_COLUMNS, markdown, metric_rows
-from clipx.run import Run
-from clipx.tasks.classification import Outcomes, accuracy, confusion_matrix, per_class
+from clipx.run import Run, find_run
+from clipx.tasks.classification import Outcomes, accuracy, per_class
 from clipx.tasks.intervals import Estimate, flatten
 
 TASKS = ("classification", "retrieval")
-_LARGEST_FIGURE = 1000
-"""Classes beyond which a confusion matrix says nothing to the eye."""
 
 
 def main(config: DictConfig, run: Run) -> dict[str, float]:
     """Measure the model on a split, or rank labels for ``image=``; returns metrics, or probabilities."""
     if not run.writes:
         return {}
-    clip = load_pretrained(config.model, config.device)
+    adapted = None if config.adapter is None else _open_adapter(config, run)
+    clip = load_pretrained(config.model, config.device) if adapted is None else adapted.clip
     if config.image is not None:
-        return _rank_labels(clip, config, run)
-    return _measure(clip, config, run)
+        return _rank_labels(clip, adapted, config, run)
+    return _measure(clip, adapted, config, run)
 
 
-def load_pretrained(model: DictConfig, device: str | None = None) -> CLIP:
-    """Load a model that has learnt something: random weights measure nothing.
-
-    Args:
-        model: arguments of ``clipx.models.loading.load``; a preset without ``pretrained`` gets its own.
-        device: null for an accelerator where there is one.
-
-    Raises:
-        ClipxError: the weights would be random, or what ``load`` raises.
-    """
-    arguments: dict[str, Any] = dict(OmegaConf.to_container(model, resolve=True))  # type: ignore[arg-type]
-    name = str(arguments["name"])
-    if arguments.get("pretrained") is None and not name.startswith(("hf-hub:", "local-dir:")):
-        if (PRESETS / name / WEIGHTS_FILE).is_file():
-            arguments["pretrained"] = name
-        elif not Path(name).exists():
-            raise ClipxError(f"model={name} has random weights", hint=_weights_hint(name))
-    return load(**arguments, device=_device(device)).eval()
+def _open_adapter(config: DictConfig, run: Run) -> Adapted:
+    """The adapter of a run of ``clipx adapt``, or of one of its files, with the model it was fitted on."""
+    given = Path(str(config.adapter)).expanduser()
+    if given.is_file():
+        folder, file = given.parent, given.name
+    else:
+        assert run.directory is not None
+        root = run.directory.parents[2]
+        folder, file = find_run(root, str(config.adapter), command="adapt", holding=FOLDER) / FOLDER, None
+    clip = load_pretrained(OmegaConf.create(describe(folder)["model"]), config.device)
+    return load_adapted(folder, clip, file=file)
 
 
-def _device(given: str | None) -> torch.device:
-    """The device asked for, else an accelerator where there is one, else the CPU."""
-    if given is None:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
-    try:
-        return torch.empty(0, device=given).device
-    except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).partition("\n")[0]
-        raise ClipxError(
-            f"device={given} is not there: {reason}", hint="device=cpu works anywhere"
-        ) from problem
-
-
-def _weights_hint(name: str) -> str:
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if not tags:
-        return "train it (clipx pretrain), then model=pretrain/infonce/latest; or model.pretrained=PATH"
-    shown = ", ".join(tags[:8]) + (", ..." if len(tags) > 8 else "")
-    return f"model.pretrained=TAG, one of: {shown}; or a checkpoint file"
-
-
-def _measure(clip: CLIP, config: DictConfig, run: Run) -> dict[str, float]:
+def _measure(clip: CLIP, adapted: Adapted | None, config: DictConfig, run: Run) -> dict[str, float]:
     wanted = _tasks(config.task)
+    if adapted is not None:
+        if wanted is not None and "retrieval" in wanted:
+            raise ClipxError("an adapter classifies, it does not retrieve", hint="task=classification")
+        wanted = ["classification"]
     source = open_source(config.data, config.split)
     names = list(config.labels or source.classes or [])
-    features = _encoded(clip, source, config, text=wanted is None or "retrieval" in wanted)
-    _check_skipped(features, config, run)
+    features = encoded(
+        clip if adapted is None else adapted.tower,
+        source,
+        config,
+        split=config.split,
+        bank="image" if adapted is None else adapted.bank,
+        text=wanted is None or "retrieval" in wanted,
+        limit=config.limit,
+    )
+    check_skipped(features, config.split, config.max_bad, run)
 
     allowed = _allowed(features, names)
     chosen = [task for task in TASKS if task in (allowed if wanted is None else wanted)]
@@ -108,12 +82,17 @@ def _measure(clip: CLIP, config: DictConfig, run: Run) -> dict[str, float]:
         )
     estimates: dict[str, Estimate] = {}
     if "classification" in chosen:
-        templates = _templates(config, source)
-        seen = class_outcomes(
-            clip, features.image, features.labels, _class_vectors(clip, names, templates, config)
-        )
+        if adapted is None:
+            templates, title = templates_of(config, source), f"{clip.name}: zero-shot"
+            seen = class_outcomes(
+                clip, features.image, features.labels, _class_vectors(clip, names, templates, config)
+            )
+        else:
+            ours = _over(adapted, names, config)
+            templates, title = ours.templates, f"{clip.name}: {config.adapter}"
+            seen = ours.outcomes(ours.rows(features), features.labels)
         estimates |= accuracy(seen)
-        _report_classes(seen, names, config, run, clip)
+        _report_classes(seen, names, config, run, title)
         run.results({"classes": len(names), "templates": templates})
     if "retrieval" in chosen:
         assert features.text is not None
@@ -153,72 +132,16 @@ def _allowed(features: FeatureSet, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _templates(config: DictConfig, source: Any) -> list[str]:
-    if config.templates is not None:
-        return find_templates(OmegaConf.to_container(config).get("templates"))  # type: ignore[union-attr, arg-type]
-    return list(getattr(source, "templates", None) or DEFAULT_TEMPLATES)
-
-
-def _encoded(clip: CLIP, source: Any, config: DictConfig, *, text: bool) -> FeatureSet:
-    began = time.monotonic()
-    with _progress() as progress:
-        features = encode(
-            clip,
-            source,
-            split=config.split,
-            text=text,
-            root=None if config.cache is None else Path(config.cache),
-            batch_size=config.batch_size,
-            workers=config.loader.workers,
-            precision=config.precision,
-            limit=config.limit,
-            progress=progress,
-        )
-    seconds = console.duration(time.monotonic() - began)
-    counts = f"{len(features):,} images"
-    if features.text is not None:
-        counts += f" and {len(features.texts):,} texts"
-    console.info(f"encoded {counts} in {seconds}" if features.encoded else f"{counts} from the feature store")
-    return features
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A live bar on a terminal, nothing elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    screen = console.stderr()
-    columns = (
-        TextColumn("[bold]encoding {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        bars: dict[str, Any] = {}
-
-        def show(bank: str, done: int, total: int | None) -> None:
-            if bank not in bars:
-                bars[bank] = bar.add_task(f"{bank}s", total=total)
-            bar.update(bars[bank], completed=done, total=total)
-
-        yield show
-
-
-def _check_skipped(features: FeatureSet, config: DictConfig, run: Run) -> None:
-    run.results({"skipped": {config.split: features.skipped}})
-    bad = sum(features.skipped.values())
-    if not bad:
-        return
-    total = bad + len(features)
-    reasons = ", ".join(f"{reason} ({count})" for reason, count in features.skipped.items())
-    if bad / total > config.max_bad:
+def _over(adapted: Adapted, names: Sequence[str], config: DictConfig) -> Adapted:
+    found = adapted.over(names)
+    if found is None:
+        known = {name.casefold() for name in adapted.names}
+        strange = next(str(name) for name in names if str(name).casefold() not in known)
         raise ClipxError(
-            f"{bad} of {total} samples cannot be used: {reasons}",
-            hint=f"max_bad={config.max_bad} is the share that is tolerated",
+            f"adapter={config.adapter} was not fitted for the class {strange!r}",
+            hint=did_you_mean(strange, adapted.names),
         )
-    console.warn(f"{bad} of {total} samples were passed over: {reasons}")
+    return found
 
 
 def _class_vectors(
@@ -228,31 +151,28 @@ def _class_vectors(
     return method(clip, [str(name) for name in names], templates, batch_size=config.batch_size)
 
 
-def _report_classes(seen: Outcomes, names: Sequence[str], config: DictConfig, run: Run, clip: CLIP) -> None:
+def _report_classes(seen: Outcomes, names: Sequence[str], config: DictConfig, run: Run, title: str) -> None:
     """The per-class table and the confusion figure."""
-    rows = per_class(seen, names)
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["class", "support", "recall", "precision", "confused_with"])
-    writer.writerows([row.name, row.support, row.recall, row.precision, row.confused_with] for row in rows)
-    run.write_text("per_class.csv", file.getvalue())
-    if len(names) <= _LARGEST_FIGURE:
-        path = run.path("figures", "confusion.png")
-        save(
-            confusion(confusion_matrix(seen), names, title=f"{clip.name}: zero-shot, {config.split} split"),
-            path,
-        )
-        console.info(f"figure {path}")
+    columns = ["class", "support", "recall", "precision", "confused_with"]
+    rows = [
+        [row.name, row.support, row.recall, row.precision, row.confused_with]
+        for row in per_class(seen, names)
+    ]
+    report_classes(run, columns, rows, seen, f"{title}, {config.split} split")
 
 
-def _rank_labels(clip: CLIP, config: DictConfig, run: Run) -> dict[str, float]:
+def _rank_labels(clip: CLIP, adapted: Adapted | None, config: DictConfig, run: Run) -> dict[str, float]:
     """Print the likeliest labels of every image; returns their probabilities."""
-    if not config.labels:
+    if not config.labels and adapted is None:
         raise ClipxError("image= needs labels to choose from", hint="'labels=[cat, dog]'")
-    names = [str(name) for name in config.labels]
-    templates = _templates(config, None)
+    names = [str(name) for name in config.labels or (adapted.names if adapted else [])]
     files = find_images(config.image if isinstance(config.image, str) else list(config.image))
-    classifier = _class_vectors(clip, names, templates, config)
+    if adapted is None:
+        templates = templates_of(config, None)
+        classifier = _class_vectors(clip, names, templates, config)
+    else:
+        adapted = _over(adapted, names, config)
+        templates = adapted.templates
     predictions: list[dict[str, Any]] = []
     skipped: Counter[str] = Counter()
     for first in range(0, len(files), config.batch_size):
@@ -260,7 +180,10 @@ def _rank_labels(clip: CLIP, config: DictConfig, run: Run) -> dict[str, float]:
         images = {file: image for file in part if (image := _opened(file, skipped, alone=len(files) == 1))}
         if not images:
             continue
-        shares = compare(clip, embed_images(clip, list(images.values())), classifier)
+        if adapted is None:
+            shares = compare(clip, embed_images(clip, list(images.values())), classifier)
+        else:
+            shares = adapted.probabilities(list(images.values()))
         for file, row in zip(images, shares, strict=True):
             order = row.argsort(descending=True, stable=True)[: config.top].tolist()
             predictions.append(

@@ -117,6 +117,44 @@ def _resampled_means(rows: NDArray[np.float64], seed: int, draws: int) -> NDArra
     return np.concatenate(means)
 
 
+def mean_over_seeds(values: ArrayLike) -> Estimate:
+    """The mean of a figure over a few seeds, with Student's interval for where another seed would put it.
+
+    Args:
+        values: one a seed, ``[S]``; of a single one the interval is unknown and empty.
+
+    Raises:
+        ValueError: if there are no values.
+    """
+    from scipy.stats import t
+
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.size == 0:
+        raise ValueError("there is nothing to average")
+    value = float(rows.mean())
+    if rows.size == 1:
+        return Estimate(value, value, value)
+    half = float(t.ppf((1 + LEVEL) / 2, rows.size - 1)) * float(rows.std(ddof=1)) / rows.size**0.5
+    return Estimate(value, value - half, value + half)
+
+
+def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
+    """How much more often the first of two classifiers is right on the same rows, with its normal interval.
+
+    Args:
+        first, second: whether each row is right, bool ``[N]``, N >= 1.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    gains = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    if gains.size == 0:
+        raise ValueError("there is nothing to compare")
+    value = float(gains.mean())
+    half = Z * float(gains.std(ddof=1 if gains.size > 1 else 0)) / gains.size**0.5
+    return Estimate(value, value - half, value + half)
+
+
 def median(values: ArrayLike) -> Estimate:
     """The median and its distribution-free interval between two order statistics.
 

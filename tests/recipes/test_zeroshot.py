@@ -12,7 +12,7 @@ from clipx.inference.evaluation import Evaluation
 from clipx.inference.zero_shot import classify
 from clipx.models.clip import CLIP
 from clipx.models.loading import load
-from clipx.recipes import zeroshot
+from clipx.recipes import frozen, zeroshot
 from clipx.run import Run
 
 SMALL = ["data.size=8", "data.test_size=40", "data.validation_size=8", "batch_size=16", "loader.workers=0"]
@@ -244,17 +244,17 @@ def test_a_bad_image_among_good_ones_is_passed_over(run_with, pictures, capsys):
 def test_random_weights_are_refused():
     for name, hint in (("micro", "train it"), ("ViT-B-32", "openai")):
         with pytest.raises(ClipxError, match="random weights") as raised:
-            zeroshot.load_pretrained(OmegaConf.create({"name": name, "pretrained": None}))
+            frozen.load_pretrained(OmegaConf.create({"name": name, "pretrained": None}))
         assert hint in raised.value.hint
 
 
 def test_a_preset_brings_its_own_weights(saved, monkeypatch, tmp_path):
     given = []
-    monkeypatch.setattr(zeroshot, "load", lambda **arguments: given.append(arguments) or load(saved))
-    monkeypatch.setattr(zeroshot, "PRESETS", tmp_path)
+    monkeypatch.setattr(frozen, "load", lambda **arguments: given.append(arguments) or load(saved))
+    monkeypatch.setattr(frozen, "PRESETS", tmp_path)
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "open_clip_model.safetensors").write_bytes(b"")
-    zeroshot.load_pretrained(OmegaConf.create({"name": "tiny", "pretrained": None}))
+    frozen.load_pretrained(OmegaConf.create({"name": "tiny", "pretrained": None}))
     assert given[0]["pretrained"] == "tiny"
 
 
