@@ -250,7 +250,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return instantiate(node, *args, _convert_="all", **kwargs)
     except InstantiationException as error:
-        raise config_errors.build_error(node, kwargs, error) from error.__cause__
+        raise config_errors.build_error(node, args, kwargs, error) from error.__cause__
 
 
 @contextmanager

@@ -135,7 +135,7 @@ def test_several_models_are_kept_apart_for_a_sweep(value):
         (
             "method=zero-shot",
             "no method 'zero-shot' for pretrain",
-            "did you mean clipx zeroshot --method zero-shot",
+            "clipx zeroshot --method zero-shot",
         ),
         ("data=foldr", "no choice 'foldr' for data", "did you mean 'folder'"),
         ("model=ViT-B-33", "no choice 'ViT-B-33' for model", "'ViT-B-32'"),
@@ -158,6 +158,9 @@ def test_several_models_are_kept_apart_for_a_sweep(value):
         ("augment.scale=1", "expected a list", "0.9"),
         ("optim.lr='fast'", "expected a number", "0.002"),
         ("training=1", "expected a group of keys", "training.steps"),
+        ("hydra.job.chdir=maybe", "hydra.job.chdir=maybe does not fit", "maybe"),
+        ("hydra.sweep.dri=x", "no key 'hydra.sweep.dri'", "valid:"),
+        ("training.deep.deeper=1", "no key 'training.deep.deeper'", "training.steps"),
     ],
 )
 def test_mistakes_are_named_with_what_would_be_right(override, message, hint):
@@ -171,6 +174,27 @@ def test_mistakes_are_named_with_what_would_be_right(override, message, hint):
 )
 def test_values_that_fit_are_taken(override):
     config.compose("pretrain", [override])
+
+
+def test_one_number_may_stand_for_a_list_of_them(own):
+    (own / "data" / "listed.yaml").write_text(
+        "seeds: [1, 2]\nnames: [a]\nalias: ${data.seeds}\ndead: ${nothing}\n"
+    )
+    choice = "data=listed"
+    assert config.compose("pretrain", [choice, "data.seeds=3", "data.dead=1"], config_dir=own).data.seeds == 3
+    for override in ("data.names=b", "data.seeds=x", "data.alias=true"):
+        assert "expected a list" in refused(choice, override, config_dir=own).message
+
+
+def test_a_command_without_a_configuration_is_named():
+    assert "'nowhere'" in refused(command="nowhere").message
+
+
+def test_what_hydra_says_is_passed_on_in_one_line(own):
+    (own / "method" / "pretrain" / "odd.yaml").write_text("defaults:\n  - override /nothing: x\n")
+    error = refused(method="odd", config_dir=own)
+    assert "nothing" in error.message
+    assert "\n" not in error.message
 
 
 def test_a_missing_value_and_a_dead_reference_are_named_when_resolved(own):
@@ -259,6 +283,14 @@ def test_a_bad_target_or_argument_is_named(node, extra, message, hint):
         config.build(node, **extra)
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_positional_arguments_count_when_arguments_are_checked():
+    with pytest.raises(ClipxError, match=r"torch\.optim\.SGD has no argument 'lrr'") as caught:
+        config.build({"_target_": "torch.optim.SGD", "lrr": 1}, [])
+    assert "did you mean 'lr'" in caught.value.hint
+    with pytest.raises(TypeError):  # the constructor's own complaint
+        config.build({"_target_": "fractions.Fraction"}, object())
 
 
 def test_a_part_that_fails_for_its_own_reasons_says_so_itself():
