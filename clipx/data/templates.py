@@ -125,7 +125,10 @@ _REWRITTEN = {
 }
 _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-CLASS_NAME_SETS = ("imagenet", "cifar10", *_REWRITTEN)
+_IMAGENETS = ("imagenet", "imagenet_folders", "imagenet_numbers", "imagenet_a", "imagenet_r")
+"""ImageNet's 1,000 names in label order; by folder (n01440764); by number; those of ImageNet-A, -R."""
+
+CLASS_NAME_SETS = (*_IMAGENETS, "cifar10", *_REWRITTEN)
 """Names that ``class_names`` knows."""
 
 
@@ -184,7 +187,7 @@ def class_names(
     )
     # OpenAI's names for ImageNet repeat a few of their own ("missile"); only a user's are held to be
     # distinct.
-    if repeated and source != "imagenet":
+    if repeated and source not in _IMAGENETS:
         raise ClipxError(
             f"class_names repeats {', '.join(map(repr, repeated))}", hint="give every class its own name"
         )
@@ -194,10 +197,8 @@ def class_names(
 
 
 def _read_names(source: str) -> Sequence[str] | Mapping[str, str]:
-    if source == "imagenet":
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-
-        return list(IMAGENET_CLASSNAMES)
+    if source in _IMAGENETS:
+        return _imagenet(source)
     if source == "cifar10":
         return _CIFAR10_NAMES
     if source in _REWRITTEN:
@@ -224,6 +225,28 @@ def _read_names(source: str) -> Sequence[str] | Mapping[str, str]:
     if not isinstance(found, list | dict):
         raise ClipxError(f"class_names: {path} holds neither a list nor a mapping")
     return found
+
+
+def _imagenet(which: str) -> Sequence[str] | Mapping[str, str]:
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    names = list(IMAGENET_CLASSNAMES)
+    if which == "imagenet":
+        return names
+    if which == "imagenet_numbers":
+        return {str(number): name for number, name in enumerate(names)}
+    by_folder = dict(zip(_synsets("imagenet"), names, strict=True))
+    if which == "imagenet_folders":
+        return by_folder
+    return [by_folder[folder] for folder in _synsets(which)]
+
+
+def _synsets(which: str) -> list[str]:
+    """WordNet ids of a subset of ImageNet, sorted, as timm has them."""
+    import timm.data
+
+    path = Path(timm.data.__file__).parent / "_info" / f"{which}_synsets.txt"
+    return path.read_text(encoding="utf-8").split()
 
 
 def _lines(path: Path, argument: str) -> list[str]:

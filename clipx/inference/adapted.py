@@ -86,13 +86,16 @@ class Adapted:
         possible where the adapter can make a classifier from their names (``for_classes``).
         """
         wanted = [str(name) for name in names]
-        known = {name.casefold(): place for place, name in enumerate(self.names)}
-        places = [known.get(name.casefold()) for name in wanted]
+        known: dict[str, list[int]] = {}
+        for place, name in enumerate(self.names):
+            known.setdefault(name.casefold(), []).append(place)
+        # ImageNet has names twice: the first of them stays the first.
+        places = [own.pop(0) if (own := known.get(name.casefold())) else None for name in wanted]
         if None not in places:
             if places == list(range(len(self.names))):
                 return self
-            own = self.columns or list(range(len(self.names)))
-            return replace(self, names=wanted, columns=[own[place] for place in places if place is not None])
+            mine = self.columns or list(range(len(self.names)))
+            return replace(self, names=wanted, columns=[mine[place] for place in places if place is not None])
         if not hasattr(self.adapter, "for_classes"):
             return None
         prompts = list(templates or self.templates)

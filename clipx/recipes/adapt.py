@@ -141,7 +141,7 @@ class _Bench:
         self.classifier = zero_shot_classifier(
             clip, self.names, self.templates, batch_size=config.batch_size, precision=config.precision
         ).to(clip.device)
-        self.scale = float(clip.logit_scale)
+        self.scale = float(clip.logit_scale.detach())
         self.given = _found_elsewhere(config, run)
         self.all = list(range(len(self.names)))
         self._warned: set[str] = set()

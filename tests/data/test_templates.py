@@ -74,8 +74,12 @@ def test_named_class_names(name):
     if name in {"eurosat", "caltech101"}:
         assert class_names(name, ["SeaLake", "Faces", "Forest"])[2] == "Forest"
         assert class_names("eurosat", ["SeaLake"]) == ["Sea or Lake"]
+    elif name in {"imagenet_folders", "imagenet_numbers"}:
+        raw = {"imagenet_folders": ["n01443537", "n01440764"], "imagenet_numbers": ["1", "0"]}[name]
+        assert class_names(name, raw) == ["goldfish", "tench"]
     else:
-        assert len(class_names(name)) == {"imagenet": 1000, "cifar10": 10}[name]
+        sizes = {"imagenet": 1000, "cifar10": 10, "imagenet_a": 200, "imagenet_r": 200}
+        assert len(class_names(name)) == sizes[name]
 
 
 def test_class_names_by_list_mapping_and_file(tmp_path):
