@@ -27,7 +27,9 @@ _AFFINITIES_AT_ONCE = 2**18
 """Affinities that are exponentiated at a time, few enough to stay in a processor's cache."""
 
 
-def cache_logits(features: Tensor, keys: Tensor, values: Tensor, beta: float) -> Tensor:
+def cache_logits(
+    features: Tensor, keys: Tensor, values: Tensor, beta: float, normalise: bool = False
+) -> Tensor:
     """What the cache answers: ``exp(-beta (1 - f.k)) V``, ``[..., M, C]``.
 
     Args:
@@ -35,10 +37,16 @@ def cache_logits(features: Tensor, keys: Tensor, values: Tensor, beta: float) ->
         keys: ``[..., N, D]``; unit rows unless trained.
         values: ``[..., N, C]``, one-hot rows.
         beta: sharpness, 0 or more.
+        normalise: divide by the sum of the weights: the estimate of Nadaraya and Watson.
 
-    Source: Zhang et al. 2022, equations 3 to 5.
+    Source: Zhang et al. 2022, equations 3 to 5; normalised: Bendou et al. 2025, section 3.
     """
-    return exp_cos(features @ keys.transpose(-1, -2), beta) @ values
+    return _answer(features @ keys.transpose(-1, -2), values, beta, normalise)
+
+
+def _answer(affinity: Tensor, values: Tensor, beta: float, normalise: bool) -> Tensor:
+    # The softmax is the normalised kernel; it does not underflow where every key is far.
+    return ((affinity * beta).softmax(-1) if normalise else exp_cos(affinity, beta)) @ values
 
 
 def search_alpha_beta(
@@ -49,6 +57,7 @@ def search_alpha_beta(
     zero_shot: Tensor,
     betas: Sequence[float],
     alphas: Sequence[float],
+    normalise: bool = False,
 ) -> tuple[float, float] | None:
     """The first (alpha, beta) of the best accuracy, beta outside, alpha inside; None where all miss.
 
@@ -61,6 +70,7 @@ def search_alpha_beta(
         keys, values: the cache, see ``cache_logits``.
         zero_shot: logits ``[M, C]``.
         betas, alphas: the grid.
+        normalise: see ``cache_logits``.
 
     Source: Zhang et al. 2022, ``search_hp`` of the code.
     """
@@ -72,7 +82,7 @@ def search_alpha_beta(
         closeness = rows @ keys.T
 
         def corrections(closeness: Tensor = closeness) -> Iterator[Tensor]:
-            return (exp_cos(closeness, beta) @ values for beta in betas)
+            return (_answer(closeness, values, beta, normalise) for beta in betas)
 
         counts += ZeroShotEnsemble.grid(zero, corrections(), truth, alphas)
     best = first_best(counts, len(labels))
@@ -93,6 +103,7 @@ class TipAdapter:
         beta_scale: the end of beta's.
         alpha_steps: points of alpha's grid.
         beta_steps: points of beta's.
+        normalise: divide the cache's answer by the sum of its weights, see ``cache_logits``.
 
     Raises:
         ClipxError: a number out of range.
@@ -118,11 +129,12 @@ class TipAdapter:
         beta_scale: float = 12.0,
         alpha_steps: int = 20,
         beta_steps: int = 200,
+        normalise: bool = False,
     ) -> None:
         check_grid(alpha, beta, alpha_scale, beta_scale, alpha_steps, beta_steps)
         self.alpha, self.beta, self.search = alpha, beta, search
         self.alpha_scale, self.beta_scale = alpha_scale, beta_scale
-        self.alpha_steps, self.beta_steps = alpha_steps, beta_steps
+        self.alpha_steps, self.beta_steps, self.normalise = alpha_steps, beta_steps, normalise
 
     def fit(
         self,
@@ -364,6 +376,7 @@ def chosen(
             zero_shot_logits(rows, support.text_classifier, scale),
             steps_below(adapter.beta_scale, adapter.beta_steps),
             steps_below(adapter.alpha_scale, adapter.alpha_steps),
+            isinstance(adapter, TipAdapter) and adapter.normalise,
         )
     return found or (float(adapter.alpha), float(adapter.beta))
 
@@ -373,5 +386,6 @@ def cached_logits(adapter: TipAdapter | TipAdapterF, features: Tensor) -> Tensor
     check_fitted(adapter)
     features = check_queries(features, adapter.text_classifier_)
     zero_shot = zero_shot_logits(features, adapter.text_classifier_, adapter.logit_scale_)
-    cached = cache_logits(features, adapter.keys_, adapter.values_, adapter.beta_)
+    normalise = isinstance(adapter, TipAdapter) and adapter.normalise
+    cached = cache_logits(features, adapter.keys_, adapter.values_, adapter.beta_, normalise)
     return ZeroShotEnsemble(adapter.alpha_)(zero_shot, cached)

@@ -87,25 +87,28 @@ def minimise(
     optimizer: torch.optim.Optimizer,
     steps: int,
     *,
+    cosine: bool = True,
     after: Callable[[int], None] | None = None,
 ) -> None:
-    """Take optimizer steps down the losses of all tasks, with the learning rate on a cosine to 0.
+    """Take optimizer steps down the losses of all tasks.
 
     Args:
         losses: of every task ``[B]`` at a step; their sum is differentiated, so that no task feels another.
         optimizer: over the parameters.
         steps: how many, 0 or more.
+        cosine: bring the learning rate to 0 on a half cosine over them; else it stays.
         after: told each step's number once it is taken, without gradients.
     """
     if not steps:
         return
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
     for step in range(steps):
         optimizer.zero_grad()
         with torch.enable_grad():
             losses(step).sum().backward()
         optimizer.step()
-        schedule.step()
+        if schedule is not None:
+            schedule.step()
         if after is not None:
             with torch.no_grad():
                 after(step)
