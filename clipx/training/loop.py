@@ -73,8 +73,8 @@ class Trainer:
         optimizer: over the module's parameters; its learning rates are the bases of the schedule.
         settings: the loop's.
         run: where metrics and checkpoints go, and whether this is a resume.
-        seed: of every random draw: dropout in step k of process r is a function of (seed, k, r) and needs
-            no state.
+        seed: of every random draw: dropout in micro-batch k of process r is a function of (seed, k, r) and
+            needs no state.
         accelerator: None builds one from the settings.
         evaluate: called with the CLIP to measure; returns metrics.
         best: the metric of ``evaluate`` (higher is better) that decides which checkpoint is the best.
@@ -156,11 +156,12 @@ class Trainer:
             step, settings.steps, name=settings.schedule, warmup=settings.warmup, cooldown=settings.cooldown
         )
         set_learning_rate(self.optimizer, self.base_rates, factor)
-        torch.manual_seed(step_seed(self.seed, step, world()[0]))
         self.wrapped.train()
         totals: dict[str, Tensor] = {}
-        for _ in range(settings.accumulate):
+        for micro in range(settings.accumulate):
             batch = self._receive(self._next(batches))
+            # Not before the batch is there: a loader that starts draws from the same generator.
+            torch.manual_seed(step_seed(self.seed, step * settings.accumulate + micro, world()[0]))
             with self.accelerator.accumulate(self.wrapped):
                 losses = self.wrapped(batch)
                 self.accelerator.backward(losses["loss"])
@@ -381,9 +382,9 @@ class Trainer:
         self.fitted = fitted
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of torch's generator in one step of one process: 63 bits of a hash of all three."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+def step_seed(seed: int, number: int, rank: int) -> int:
+    """The seed of torch's generator in one micro-batch of one process: 63 bits of a hash of all three."""
+    digest = hashlib.blake2b(f"{seed}/{number}/{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

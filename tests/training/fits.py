@@ -1,6 +1,9 @@
 """Small data, a small model and a trainer around them, for the tests of the training loop."""
 
+import copy
+import functools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from clipx.data.loading import training_loader
 from clipx.data.transforms import TrainTransform
 from clipx.errors import BadSample
 from clipx.models.loading import load
-from clipx.objectives.infonce import InfoNCE
+from clipx.objectives.infonce import InfoNCE, info_nce
 from clipx.run import Run
 from clipx.training.loop import Trainer
 from clipx.training.module import TrainingModule
@@ -66,26 +69,20 @@ class Killed(BaseException):
     """Stands for an abrupt end."""
 
 
-def clip(**options):
+@functools.cache
+def _loaded(**options):
     torch.manual_seed(0)
-    made = load("micro", **options)
-    return made
+    return load("micro", **options)
 
 
-def objective(scale=1.0):
-    """InfoNCE, its value times ``scale``."""
-
-    class Scaled(InfoNCE):
-        def forward(self, encoded):
-            return {name: value * scale for name, value in super().forward(encoded).items()}
-
-    return Scaled()
+def clip(**options):
+    """A micro CLIP of its own, with the same random weights every time."""
+    return copy.deepcopy(_loaded(**options))
 
 
 def trainer(
     run,
     *,
-    source=None,
     objectives=None,
     model=None,
     lr=1e-3,
@@ -99,7 +96,8 @@ def trainer(
     module = TrainingModule(model or clip(), objectives or {"infonce": InfoNCE()})
     groups = parameter_groups(module, weight_decay)
     built = (optimizer or (lambda groups: torch.optim.AdamW(groups, lr=lr)))(groups)
-    given = {"steps": 12, "batch_size": 8, "warmup": 2, "log_every": 1, "schedule": "constant", **settings}
+    steps = settings.setdefault("steps", 12)
+    given = {"batch_size": 8, "warmup": min(2, steps), "log_every": 1, "schedule": "constant", **settings}
     return Trainer(module, built, LoopSettings(**given), run, seed=3, evaluate=evaluate, best=best)
 
 
@@ -165,9 +163,7 @@ def losses(run):
 
 
 def distributed_fit(rank, world, folder):
-    """The work of one of several gloo processes: fit, checkpoint, and tell the weights and what is written."""
-    import os
-
+    """The work of one of several gloo processes: fit, checkpoint, and tell what came of it."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": Path(folder, "port").read_text()}
@@ -191,7 +187,5 @@ class Dropping(nn.Module):
     needs = ("image", "text")
 
     def forward(self, encoded):
-        from clipx.objectives.infonce import info_nce
-
         image = nn.functional.dropout(encoded.image(), 0.3)
         return {"infonce": info_nce(image, encoded.text(), encoded.logit_scale)}
