@@ -53,6 +53,14 @@ runs_app = typer.Typer(
     "  clipx runs compare infonce/v0001 siglip/v0001",
 )
 
+features_app = typer.Typer(
+    rich_markup_mode=None,
+    add_help_option=False,
+    invoke_without_command=True,
+    help="List the stored embeddings, check them, or make room.\n\n\b\n"
+    "  clipx features\n  clipx features verify\n  clipx features prune --older 30",
+)
+
 OutputRoot = Annotated[
     str | None,
     typer.Option("--output-root", metavar="DIR", help="Where runs live (CLIPX_OUTPUTS, ./outputs)."),
@@ -222,6 +230,56 @@ def compare_runs(
 
 
 app.add_typer(runs_app, name="runs")
+
+Store = Annotated[
+    str | None,
+    typer.Option("--store", metavar="DIR", help="The store (CLIPX_CACHE/features, ~/.cache/clipx/features)."),
+]
+
+
+@features_app.callback()
+def features(context: typer.Context, store: Store = None, json: Json = False, help: Help = False) -> None:
+    context.obj = {"store": store, "json": json}
+    if context.invoked_subcommand is None:
+        from clipx.commands import features
+
+        features.listing(features.store_root(store), json)
+
+
+@features_app.command("verify", help="Check every file of every entry.", short_help="Check every entry.")
+def verify_features(context: typer.Context, store: Store = None, json: Json = False) -> None:
+    from clipx.commands import features
+
+    features.verify(features.store_root(store or context.obj["store"]), json or context.obj["json"])
+
+
+@features_app.command(
+    "prune",
+    help="Delete what is damaged or left over, and on demand what is old, or everything.",
+    short_help="Delete what is not wanted.",
+)
+def prune_features(
+    context: typer.Context,
+    older: Annotated[
+        float | None, typer.Option("--older", metavar="DAYS", help="Also what was written longer ago.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    store: Store = None,
+    json: Json = False,
+) -> None:
+    from clipx.commands import features
+
+    features.clean(
+        features.store_root(store or context.obj["store"]),
+        days=older,
+        everything=everything,
+        dry_run=dry_run,
+        as_json=json or context.obj["json"],
+    )
+
+
+app.add_typer(features_app, name="features")
 
 
 @app.command(

@@ -50,6 +50,32 @@ class Transferable(Protocol):
         ...
 
 
+@runtime_checkable
+class RunsText(Protocol):
+    """An adapter that runs the text tower (``needs = "text_tower"``); image features are cached.
+
+    Its ``fit`` names what it uses of: ``clip``, ``class_names``, ``templates``, ``seed``. Its ``for_classes``
+    may name ``clip``, ``class_names`` and ``templates`` beside the classifier.
+    """
+
+    def attach(self, clip: Any) -> None:
+        """Take the model that it was fitted with: called before ``logits`` and after loading."""
+        ...
+
+
+@runtime_checkable
+class TrainsTowers(Protocol):
+    """An adapter that trains the towers (``needs = "images"``).
+
+    Its ``fit`` names, beside what ``RunsText`` may: ``images``, the shots as ``data.shots.ShotImages``. It
+    trains a copy of ``clip`` and keeps what it changed in attributes that end in ``_``.
+    """
+
+    def adapted(self, clip: Any) -> Any:
+        """The model with what was learnt put in; ``logits`` is then given features of its image tower."""
+        ...
+
+
 def fit(
     adapter: Any,
     features: Tensor,

@@ -54,6 +54,11 @@ def content_key(description: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def is_key(name: str) -> bool:
+    """Whether a name is one that ``content_key`` gives."""
+    return len(name) == 32 and all(letter in "0123456789abcdef" for letter in name)
+
+
 @dataclass(frozen=True)
 class Entry:
     """A complete entry: memory-mapped arrays, lists of strings, and the writer's last state."""
@@ -188,6 +193,30 @@ def _lock(file: IO[str]) -> bool:
     except OSError:
         return False
     return True
+
+
+def lock_free(root: Path, key: str) -> bool:
+    """Whether nobody is writing the entry of this key; True where the file system has no locks."""
+    path = root / f"{key}.lock"
+    if fcntl is None or not path.exists():
+        return True
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+    return True
+
+
+def check_entry(folder: Path) -> None:
+    """Check sizes and checksums of a complete entry.
+
+    Raises:
+        Exception: of any kind, saying what is wrong.
+    """
+    _read(folder)
 
 
 def _publish(partial: Path, root: Path, key: str) -> None:
