@@ -156,8 +156,7 @@ class ProLIP:
         text_classifier: Tensor,
         *,
         logit_scale: float,
-        projection: Tensor | None = None,
-        projection_bias: Tensor | None = None,
+        projection: tuple[Tensor, Tensor | None] | None = None,
         validation: tuple[Tensor, Tensor] | None = None,
         groups: Tensor | None = None,
     ) -> Self:
@@ -166,8 +165,7 @@ class ProLIP:
         Args:
             features: before the projection, ``[N, Do]``, of any length; those of ``validation`` too.
             labels, text_classifier, logit_scale, groups: see ``protocol.Adapter``.
-            projection: ``[Do, D]``.
-            projection_bias: ``[D]`` or None; it is not trained.
+            projection: weight ``[Do, D]`` and bias ``[D]`` or None; the bias is not trained.
             validation: or None.
 
         Raises:
@@ -181,7 +179,6 @@ class ProLIP:
             validation,
             groups,
             projection=projection,
-            projection_bias=projection_bias,
         )
         vars(self).update(self.learn([task])[0])
         return self
@@ -205,13 +202,14 @@ class ProLIP:
                 unit=False,
                 same_width=False,
             )
+            weight, bias = task.projection
             shape = (support.features.shape[1], support.text_classifier.shape[1])
-            if tuple(task.projection.shape) != shape:
-                raise ClipxError(f"the projection is {list(task.projection.shape)}, must be {list(shape)}")
+            if tuple(weight.shape) != shape:
+                raise ClipxError(f"the projection is {list(weight.shape)}, must be {list(shape)}")
             supports.append(support)
-            starts.append(task.projection.to(support.features))
-            if task.projection_bias is not None:
-                biases.append(task.projection_bias.to(support.features)[None])
+            starts.append(weight.to(support.features))
+            if bias is not None:
+                biases.append(bias.to(support.features)[None])
         scale = float(tasks[0].logit_scale)
         return _learn(self, supports, torch.stack(starts), torch.stack(biases) if biases else None, scale)
 

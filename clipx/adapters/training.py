@@ -25,8 +25,7 @@ class Task(NamedTuple):
     validation: tuple[Tensor, Tensor] | None = None
     groups: Tensor | None = None
     norms: Tensor | None = None
-    projection: Tensor | None = None
-    projection_bias: Tensor | None = None
+    projection: tuple[Tensor, Tensor | None] | None = None
 
 
 def fit_many(adapter: Any, tasks: Sequence[Task]) -> list[Any]:

@@ -52,7 +52,7 @@ class FeatureBench(NamedTuple):
     """One few-shot task: unit rows float32 and labels int64 of three splits, and the zero-shot classifier.
 
     ``groups`` int64 names the image of every row of ``train``. With a projection, the features are those
-    before it: ``[N, Do]``, not of unit length, and ``projection`` is ``[Do, D]``.
+    before it: ``[N, Do]``, not of unit length, and ``projection`` is its weight ``[Do, D]``, and no bias.
     """
 
     train: Labelled
@@ -61,7 +61,7 @@ class FeatureBench(NamedTuple):
     text_classifier: Tensor
     groups: Tensor
     logit_scale: float = LOGIT_SCALE
-    projection: Tensor | None = None
+    projection: tuple[Tensor, None] | None = None
 
 
 def featurebench(
@@ -141,7 +141,7 @@ def featurebench(
         test,
         torch.from_numpy(_unit(concept + world.gap * text_gap)).float(),
         torch.from_numpy(groups),
-        projection=None if projection is None else torch.from_numpy(projection).float(),
+        projection=None if projection is None else (torch.from_numpy(projection).float(), None),
     )
 
 

@@ -65,8 +65,7 @@ def test_a_bias_is_added_before_and_not_trained(tmp_path):
         *bench.train,
         bench.text_classifier,
         logit_scale=100,
-        projection=bench.projection,
-        projection_bias=bias,
+        projection=(bench.projection[0], bias),
     )
     assert torch.equal(adapter.projection_bias_, bias)
     rows = bench.test[0]
@@ -78,9 +77,9 @@ def test_a_bias_is_added_before_and_not_trained(tmp_path):
 
 def test_the_models_own_weight_stays():
     bench = featurebench(shots=1, seed=1, pre_projection=True)
-    before = bench.projection.clone()
+    before = bench.projection[0].clone()
     adapter = fitted_on(bench, ProLIP(steps=5, lr=1e-2))
-    assert torch.equal(bench.projection, before)
+    assert torch.equal(bench.projection[0], before)
     assert adapter.moved_ > 0
 
 
@@ -135,7 +134,7 @@ def test_what_prolip_cannot_train_is_said():
     with pytest.raises(ClipxError, match="no projection to train"):
         ProLIP().fit(*given, logit_scale=100)
     with pytest.raises(ClipxError, match=r"is \[64, 96\], must be \[96, 64\]"):
-        ProLIP().fit(*given, logit_scale=100, projection=bench.projection.T)
+        ProLIP().fit(*given, logit_scale=100, projection=(bench.projection[0].T, None))
     with pytest.raises(ClipxError, match="lr is 0"):
         ProLIP(lr=0)
     with pytest.raises(ClipxError, match="dimensions"):

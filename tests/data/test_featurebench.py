@@ -44,10 +44,10 @@ def test_the_first_view_is_the_image_and_the_rest_of_the_task_stays():
 
 def test_the_projection_gives_the_features_back():
     plain, lifted = (featurebench(shots=2, seed=1, pre_projection=flag) for flag in (False, True))
-    assert lifted.projection.shape == (96, 64)
+    assert lifted.projection[0].shape == (96, 64)
     assert lifted.train[0].shape == (40, 96)
     for name in ("train", "validation", "test"):
-        torch.testing.assert_close(getattr(lifted, name)[0] @ lifted.projection, getattr(plain, name)[0])
+        torch.testing.assert_close(getattr(lifted, name)[0] @ lifted.projection[0], getattr(plain, name)[0])
 
 
 @pytest.mark.parametrize(
