@@ -108,6 +108,9 @@ class Trainer:
         if settings.ema is not None:
             average_fn = get_ema_multi_avg_fn(settings.ema)
             self.average = AveragedModel(module.clip, multi_avg_fn=average_fn, use_buffers=True)
+            # Statistics of batch norm are averaged; a mask of -inf would turn NaN on the way.
+            saved = module.clip.state_dict()
+            self._constants = [name for name, _ in module.clip.named_buffers() if name not in saved]
         compiled = torch.compile(self.module) if settings.compile else self.module
         self.wrapped, self.optimizer = self.accelerator.prepare(compiled, optimizer)
         self.checkpoints: Checkpoints | None = None
@@ -174,9 +177,13 @@ class Trainer:
                     totals["grad_norm"] = norm
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-        self.module.clip.clamp_logit_scale()
+        clip = self.module.clip
+        clip.clamp_logit_scale()
         if self.average is not None:
-            self.average.update_parameters(self.module.clip)
+            self.average.update_parameters(clip)
+            average, current = dict(self.average.module.named_buffers()), dict(clip.named_buffers())
+            for name in self._constants:
+                average[name].copy_(current[name])
         return totals
 
     def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -131,6 +131,7 @@ def test_the_average_is_what_a_hand_computes_and_what_is_evaluated(tmp_path):
         torch.testing.assert_close(value, average[name], atol=1e-6, rtol=1e-5)
         assert torch.equal(value, seen[-1][name])
     assert made.clip is not made.module.clip
+    assert torch.isfinite(made.clip.encode_text(made.clip.tokenize(["a red picture"]))).all()
 
 
 def test_a_compiled_module_gives_the_same_steps(tmp_path, monkeypatch):
