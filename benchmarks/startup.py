@@ -1,0 +1,135 @@
+"""How long until help is there, the configuration, the first training step is done; beside open_clip's entry.
+
+    python benchmarks/startup.py            # five rounds
+    python benchmarks/startup.py --quick
+
+Wall time of fresh processes, interleaved in rounds; the least of them is what the machine can do, the median
+what one meets.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import material
+import throughput
+from slices import stamps_in
+
+CLIPX = [sys.executable, "-m", "clipx"]
+HELP_AIM = 0.3
+"""Seconds that ``clipx --help`` may take."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", default="tiny", help="a preset of clipx")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows whose name holds one of these texts")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--quick", action="store_true", help="micro model, one round: does it run at all")
+    options = parser.parse_args()
+    if options.quick:
+        options.model, options.rounds = "micro", 1
+    options.batch_size, options.workers = (16 if options.quick else 128), 1
+    options.images = 4 * options.batch_size
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # still ends what it started
+    with tempfile.TemporaryDirectory(prefix="clipx-startup-") as name:
+        table = measure(Path(name), options)
+    print(f"{'':<44}median s   least s")
+    for row, seconds in table.items():
+        aim = ""
+        if row == "clipx --help":
+            aim = f"   aim {HELP_AIM}: {'met' if min(seconds) < HELP_AIM else 'missed'}"
+        print(f"{row:<44}{statistics.median(seconds):>8.2f}  {min(seconds):>8.2f}{aim}")
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of every row, one number a round."""
+    model = material.write_model(folder / "model", options.model)
+    pairs = folder / "pairs"
+    material.write_pairs(pairs, options.images, 64, rows=options.images)
+    tasks: dict[str, Callable[[], float]] = {
+        "python -c pass": lambda: wall_time([sys.executable, "-c", "pass"]),
+        "clipx --help": lambda: wall_time([*CLIPX, "--help"]),
+        "clipx pretrain --help": lambda: wall_time([*CLIPX, "pretrain", "--help"]),
+        "clipx pretrain --show-config": lambda: wall_time([*CLIPX, "pretrain", "--show-config"]),
+        "python -c 'import torch, open_clip'": lambda: wall_time(
+            [sys.executable, "-c", "import torch, open_clip"]
+        ),
+        "open_clip_train.main --help": lambda: wall_time(
+            [sys.executable, "-m", "open_clip_train.main", "--help"]
+        ),
+    }
+    number = iter(range(10**6))
+
+    def first_step(name: str) -> Callable[[], float]:
+        def run() -> float:
+            scratch = folder / f"{next(number)}"
+            found = throughput.commands("folder", pairs, model, scratch, options)
+            if name == "scenes":
+                command = throughput.clipx_command(scratch, model, options, ["data=scenes"], steps=1000)
+            else:
+                command = found[name]
+            return time_to_first_step(command, scratch)
+
+        return run
+
+    tasks["first step done: clipx, scenes"] = first_step("scenes")
+    tasks["first step done: clipx, folder"] = first_step("clipx")
+    tasks["first step done: open_clip, same folder"] = first_step("open_clip")
+    tasks["first step done: bare loop, same folder"] = first_step("bare loop")
+    if options.only:
+        tasks = {name: task for name, task in tasks.items() if any(part in name for part in options.only)}
+    table: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(options.rounds):
+        for name, task in tasks.items():
+            table[name].append(task())
+    return table
+
+
+def wall_time(command: list[str]) -> float:
+    """Seconds that a program takes."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def time_to_first_step(command: list[str], folder: Path) -> float:
+    """Seconds from the start of a training program until its loop asks for the second batch."""
+    folder.mkdir(parents=True)
+    stamps, log = folder / "stamps", folder / "log.txt"
+    with log.open("wb") as output:
+        began = time.monotonic()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "STAMPS": str(stamps)},
+        )
+    try:
+        while len(stamps_in(stamps)) < 2:
+            if process.poll() is not None or time.monotonic() - began > 300:
+                sys.exit(f"{command} did not train:\n{log.read_text(errors='replace')[-3000:]}")
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return stamps_in(stamps)[1] - began
+
+
+if __name__ == "__main__":
+    main()

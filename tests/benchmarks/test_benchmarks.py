@@ -1,0 +1,80 @@
+"""Every benchmark runs to its table with the micro model; the numbers are not looked at."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="contenders are paused by signals")
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(BENCHMARKS / script), "--quick", *map(str, arguments)]
+    found = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert found.returncode == 0, found.stderr + found.stdout
+    return found.stdout
+
+
+@pytest.mark.slow
+def test_throughput(tmp_path):
+    pytest.importorskip("pandas")  # open_clip's reader of CSV
+    printed = run("throughput.py", "--kinds", "folder", "--scenes", "0", "--json", tmp_path / "rates.json")
+    rows = json.loads((tmp_path / "rates.json").read_text())
+    assert [row["contender"] for row in rows] == ["clipx", "open_clip", "bare loop"]
+    assert all(len(row["samples_per_second"]) == 2 for row in rows)
+    assert all(rate > 0 for row in rows for rate in row["samples_per_second"])
+    assert rows[0]["ratio"] == 1
+    assert printed.count("aim") == 2
+
+
+@pytest.mark.slow
+def test_startup(tmp_path):
+    printed = run("startup.py", "--only", "clipx --help", "clipx, folder", "--json", tmp_path / "times.json")
+    times = json.loads((tmp_path / "times.json").read_text())
+    assert list(times) == ["clipx --help", "first step done: clipx, folder"]
+    assert 0 < times["clipx --help"][0] < times["first step done: clipx, folder"][0]
+    assert "aim" in printed
+
+
+@pytest.mark.slow
+def test_zeroshot(tmp_path):
+    printed = run("zeroshot.py", "--json", tmp_path / "times.json")
+    times = json.loads((tmp_path / "times.json").read_text())
+    assert list(times) == ["clipx, first run", "clipx, second run"]
+    assert "top-1" in printed
+
+
+def test_slices_count_only_whole_steps_inside_a_turn(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from slices import Contender, interleave
+
+    program = (
+        "import os, time, slices\n"
+        "def batches():\n"
+        "    while True:\n"
+        "        time.sleep(0.02)\n"
+        "        yield 0\n"
+        "for _ in slices.Stamped(batches(), os.environ['STAMPS']): pass\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS))
+    contenders = [
+        Contender(name, [sys.executable, "-c", program], tmp_path / name) for name in ("first", "second")
+    ]
+    try:
+        interleave(contenders, rounds=2, seconds=0.4, batch_size=10, warmup=2)
+        between = len(contenders[0].stamps())
+        contenders[1].turn(0.2)
+        assert len(contenders[0].stamps()) == between, "a paused contender goes on"
+    finally:
+        for contender in contenders:
+            contender.end()
+    for contender in contenders:
+        # 10 samples in 0.02 s or somewhat more; the pauses between turns would make it a fraction of that.
+        assert len(contender.rates) == 2
+        assert all(100 < rate <= 510 for rate in contender.rates), contender.rates
