@@ -137,12 +137,18 @@ class _Bench:
             raise ClipxError(
                 f"there are {len(self.names)} classes: nothing to tell apart", hint="two classes or more"
             )
+        if self.labels.max() >= len(self.names):
+            raise ClipxError(
+                f"the data has label {int(self.labels.max())}, but names for {len(self.names)} classes only",
+                hint="one name a class: labels=[...], or data.class_names",
+            )
         self.templates = templates_of(config, self.source)
         self.classifier = zero_shot_classifier(
             clip, self.names, self.templates, batch_size=config.batch_size, precision=config.precision
         ).to(clip.device)
         self.scale = float(clip.logit_scale.detach())
         self.given = _found_elsewhere(config, run)
+        _build(config.adapter, 0, self.given)  # wrong hyperparameters are told before anything is encoded
         self.all = list(range(len(self.names)))
         self._warned: set[str] = set()
         self._validation: tuple[Any, NDArray[np.int64]] | None = None
@@ -219,11 +225,6 @@ class _Bench:
         views: int,
     ) -> _Shots:
         config, unusable = self.config, set[int]()
-        if len(labels) and labels.max() >= len(self.names):
-            raise ClipxError(
-                f"the data has label {int(labels.max())}, but there are names for {len(self.names)} classes",
-                hint="one name a class: labels=[...], or data.class_names",
-            )
         while True:
             drawn = draw(
                 labels,
@@ -253,7 +254,7 @@ class _Bench:
             lost = set(range(len(drawn))) - set(groups.unique().tolist())
             if not lost:
                 break
-            self.warn(f"{len(lost)} {part} images cannot be used and others were drawn instead")
+            self.warn(f"{part} images that cannot be used, others drawn instead: {len(lost)}")
             unusable |= {int(drawn.indices[number]) for number in lost}
         if part == "train":
             self._say_short(drawn)

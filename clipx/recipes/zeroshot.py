@@ -133,14 +133,14 @@ def _allowed(features: FeatureSet, names: Sequence[str]) -> list[str]:
 
 
 def _over(adapted: Adapted, names: Sequence[str], config: DictConfig) -> Adapted:
+    known = {name.casefold() for name in adapted.names}
+    strange = next((str(name) for name in names if str(name).casefold() not in known), None)
     found = adapted.over(names)
+    said = f"adapter={config.adapter} was not fitted for the class {strange!r}"
     if found is None:
-        known = {name.casefold() for name in adapted.names}
-        strange = next(str(name) for name in names if str(name).casefold() not in known)
-        raise ClipxError(
-            f"adapter={config.adapter} was not fitted for the class {strange!r}",
-            hint=did_you_mean(strange, adapted.names),
-        )
+        raise ClipxError(said, hint=did_you_mean(str(strange), adapted.names))
+    if strange is not None:
+        console.warn(f"{said}: names alone decide")
     return found
 
 
