@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipx.data.fields import UNLABELLED
 from clipx.data.loading import DEFAULT_TEMPLATES, evaluation_loader, is_stream
-from clipx.errors import kind_of
+from clipx.errors import ClipxError, kind_of
 from clipx.features.encode import embed_texts, evaluating
 from clipx.features.selection import evenly
 from clipx.inference.zero_shot import class_logits, zero_shot_classifier
@@ -75,7 +75,11 @@ class Evaluation:
         self.key_metric = "top1" if source.classes and len(source.classes) > 1 else "image_to_text_recall@1"
 
     def __call__(self, clip: CLIP) -> dict[str, float]:
-        """Metrics in [0, 1] (ranks from 1) by name, each with the half width of its 95% interval as ``<name>_ci``."""
+        """Metrics in [0, 1] (ranks from 1) by name, each with the half width of its 95% interval as ``<name>_ci``.
+
+        Raises:
+            ClipxError: no sample can be used.
+        """
         features, labels, captions = self._embed(clip)
         estimates: dict[str, Estimate] = {}
         classes = self.source.classes
@@ -102,4 +106,7 @@ class Evaluation:
                     captions += batch["captions"]
                 skipped.update(kind_of(reason) for _, reason in batch["bad"])
         self.skipped = dict(skipped.most_common())
+        if not features:
+            what = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.items())
+            raise ClipxError(f"no sample of the split can be used ({what or 'it is empty'})")
         return torch.cat(features), torch.cat(labels), captions
