@@ -4,8 +4,8 @@
     python benchmarks/kills.py --kills 3
 
 SIGKILL falls at random: while the process starts, steps, evaluates or writes. Every tensor of the last
-checkpoint and of model/, and every number in metrics.jsonl that no clock measured, must be the same to the bit;
-the exit code is 0 if they are.
+checkpoint and of model/, and every number in metrics.jsonl that no clock measured, must be the same to the
+bit; the exit code is 0 if they are.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ class Kill(NamedTuple):
     moment: str
 
 
-def start(root: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
+def start(root: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     """``clipx pretrain`` as a process of its own, its output in a file."""
     environment = {**os.environ, "CLIPX_OUTPUTS": str(root)}
     environment.setdefault("OMP_NUM_THREADS", "1")
@@ -77,7 +78,7 @@ def checkpoints(run: Path) -> list[int]:
 
 
 def kill(process: subprocess.Popen[bytes], run: Path, target: int | None, delay: float) -> Kill | None:
-    """Wait until the run has logged step ``target`` (None: for nothing), then ``delay`` seconds, then SIGKILL.
+    """SIGKILL ``delay`` seconds after the run has logged step ``target`` (None: after now).
 
     Returns:
         None where the process had ended by itself.
@@ -112,10 +113,11 @@ def killed_run(root: Path, overrides: list[str], kills: int, steps: int, seed: i
     """A run killed ``kills`` times and resumed to its end."""
     draw = random.Random(seed)
     # Ascending, so that every process gets as far as its kill.
-    targets: list[int | None] = sorted(draw.randrange(1, steps - 1) for _ in range(kills))
+    targets: list[int | None] = [*sorted(draw.randrange(1, steps - 1) for _ in range(kills))]
     for place in range(4, kills, 5):
         targets[place] = None  # one in five does not even get to train
-    run, found, arguments = run_folder(root), [], overrides
+    run, arguments = run_folder(root), list(overrides)
+    found: list[Kill] = []
     for target in targets:
         process = start(root, arguments)
         done = kill(process, run, target, draw.uniform(0, 3 if target is None else 0.25))

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import subprocess
 
 import numpy as np
 import open_clip
@@ -15,6 +16,7 @@ from clipx.models.loading import load
 from clipx.recipes import parts, pretrain
 from clipx.recipes.pretrain import loop_settings, main
 from clipx.run import Interrupted, Run
+from clipx.training.checkpoints import Checkpoints
 
 SMALL = ["model=micro", "training.steps=4", "training.batch_size=8", "training.warmup=0", "loader.workers=0"]
 SCENES = ["data.size=32", "data.test_size=24", "data.validation_size=16", "data.image_size=32"]
@@ -169,6 +171,31 @@ def test_bad_samples_are_counted_by_reason(run_with):
 def test_too_many_bad_samples(run_with):
     with pytest.raises(ClipxError, match=r"cannot be used.*training.max_bad=0.1"):
         run_with(source={"bad": 20})
+
+
+def test_a_split_without_one_good_sample(run_with):
+    with pytest.raises(ClipxError, match=r"no sample of the split.*24 x truncated image"):
+        run_with("training.evaluate_every=2", source={"bad": 24, "bad_split": "validation"})
+
+
+def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(tmp_path, begin):
+    (tmp_path / "outputs").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(tmp_path / "outputs")]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        settings, run = begin("training.checkpoint_every=1", "training.keep=8", "training.steps=8", source={})
+        with (
+            pytest.raises(ClipxError, match="No space left on device; the checkpoint of step") as caught,
+            run,
+        ):
+            main(settings, run)
+        assert "--resume" in caught.value.hint
+        status = json.loads((run.directory / "status.json").read_text())
+        assert status["status"] == "failed"
+        assert Checkpoints(run.directory / "checkpoints").newest(aloud=False).step >= 1
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path / "outputs")], check=True)
 
 
 def test_a_field_that_no_data_gives_is_named_before_the_first_step(begin):
