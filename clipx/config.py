@@ -122,10 +122,32 @@ def prepare(
         elif match := _MODEL_OVERRIDE.fullmatch(override):
             prepared.append(f"{match[1]}={_model_choices(match[2], config_dir, root)}")
         else:
-            prepared.append(override)
+            prepared.append(_readable(override))
     if method is not None:
         prepared.insert(0, f"{method_key(command)}={method}")
     return prepared
+
+
+def _readable(override: str) -> str:
+    """The override as Hydra can read it: a value that its grammar trips over, such as a pattern, is quoted.
+
+    ``data.urls=shards/{0000..0099}.tar`` is a broken mapping to Hydra and a set of files to everyone else.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    def reads(text: str) -> bool:
+        try:
+            OverridesParser.create().parse_override(text)
+        except HydraException:
+            return False
+        return True
+
+    key, _, value = override.partition("=")
+    if any(mark in value for mark in "'\"$") or value[:1] in ("[", "{", "(") or reads(override):
+        return override
+    quoted = f'{key}="{value}"'
+    return quoted if reads(quoted) else override
 
 
 def compose(

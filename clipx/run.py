@@ -156,6 +156,11 @@ class Run:
                 file.write(_command_line(argv) + "\n")
         return run
 
+    @property
+    def shown(self) -> str:
+        """The run's directory as a person at this prompt would name it: relative where it lies below."""
+        return shown(self.directory) if self.directory is not None else ""
+
     def path(self, *parts: str) -> Path:
         """The path of a folder or file of this run; ``path("figures")`` makes the folder.
 
@@ -336,6 +341,12 @@ class Summary:
         if self.started is None:
             return None
         return (datetime.now(UTC) - datetime.fromisoformat(self.started)).total_seconds()
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path relative to the working directory where it lies below it, else as it is."""
+    relative = os.path.relpath(path)
+    return os.fspath(path) if relative.startswith("..") else relative
 
 
 def is_run(path: Path) -> bool:

@@ -303,3 +303,19 @@ def test_a_part_that_fails_for_its_own_reasons_says_so_itself():
 def test_the_conf_directory_is_the_checkouts():
     assert config.conf_dir() == Path(config.__file__).parents[1] / "conf"
     assert {"data", "model", "optim"} <= set(config.groups())
+
+
+@pytest.mark.parametrize(
+    "value", ["shards/{0000..0099}.tar", "shards/[0-7].tar", "pipe:cat shards/{0..9}.tar", "my photos/a.csv"]
+)
+def test_a_pattern_needs_no_quotes_within_quotes(value):
+    composed = config.compose("pretrain", ["data=webdataset", f"data.urls={value}"])
+    assert composed.data.urls == value
+
+
+def test_lists_and_sweeps_are_left_to_hydra():
+    assert config.prepare("pretrain", ["a=[1,2]", "seed=1,2", "b={c: 1}"]) == [
+        "a=[1,2]",
+        "seed=1,2",
+        "b={c: 1}",
+    ]

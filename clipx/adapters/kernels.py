@@ -17,7 +17,7 @@ def exp_cos(affinity: Tensor, beta: float | Tensor) -> Tensor:
 
     Source: Zhang et al. 2022 (Tip-Adapter), equation 3.
     """
-    return ((affinity - 1) * beta).exp()
+    return ((affinity - 1) * beta).exp_()
 
 
 def rbf(a: Tensor, b: Tensor, beta: float) -> Tensor:

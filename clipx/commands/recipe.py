@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipx import config, config_errors, console
 from clipx.errors import ClipxError
-from clipx.run import Interrupted, Run, find_run, output_root, write_problem
+from clipx.run import Interrupted, Run, find_run, output_root, shown, write_problem
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -106,7 +106,8 @@ def perform(options: Options, settings: DictConfig, run: Run) -> Outcome:
     except (KeyboardInterrupt, Interrupted) as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
         outcome.code, outcome.error = 128 + signum, f"stopped by {signal.Signals(signum).name}"
-        hint = f"clipx {options.command} --resume {run.directory}" if run.directory else None
+        own = f" --config-dir {options.config_dir}" if options.config_dir else ""
+        hint = f"clipx {options.command} --resume {run.shown}{own}" if run.directory else None
         console.error(outcome.error, hint)
     except Exception as error:
         outcome.code, outcome.error = 1, f"{type(error).__name__}: {error}"
@@ -281,7 +282,7 @@ def _report(options: Options, outcomes: list[Outcome]) -> int:
     elif done:
         console.metrics_table(done[0].metrics)
         if done[0].run:
-            print(f"\nrun   {_short(done[0].run)}  ({console.duration(done[0].seconds)})", flush=True)
+            print(f"\nrun   {shown(done[0].run)}  ({console.duration(done[0].seconds)})", flush=True)
         for number, line in enumerate(done[0].next):
             print(("next  " if number == 0 else "      ") + line, flush=True)
     return code
@@ -296,7 +297,7 @@ def _sweep_table(outcomes: list[Outcome]) -> None:
             names.append(key)
     for outcome in outcomes:
         state = {0: "completed", 1: "failed", 2: "failed"}.get(outcome.code, "interrupted")
-        where = _short(outcome.run) if outcome.run else "-"
+        where = shown(outcome.run) if outcome.run else "-"
         values = [outcome.metrics.get(name) for name in names]
         rows.append([outcome.method, " ".join(outcome.overrides), state, *values, where])
     console.table(["method", "overrides", "status", *names, "run"], rows, right=names)
@@ -319,11 +320,6 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
     if outcome.overrides or outcome.error:
         plain |= {"method": outcome.method, "overrides": outcome.overrides, "error": outcome.error}
     return {**outcome.metrics, **plain}
-
-
-def _short(path: str) -> str:
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
 
 
 def _seconds(directory: Path) -> float | None:

@@ -18,9 +18,9 @@ UNLABELLED = -1
 class Example(TypedDict, total=False):
     """One item of a source.
 
-    ``image`` is a PIL image of any mode and size, or uint8 ``[H, W, 3]``; ``captions`` is non-empty where the data
-    has captions; ``label`` is an index into the source's ``classes`` or ``UNLABELLED``; ``id`` names the item
-    stably across runs (a path, a row, a key).
+    ``image`` is a PIL image of any mode and size, or uint8 ``[H, W, 3]``; ``captions`` is non-empty where the
+    data has captions; ``label`` is an index into the source's ``classes`` or ``UNLABELLED``; ``id`` names the
+    item stably across runs (a path, a row, a key).
     """
 
     image: Any
@@ -49,14 +49,40 @@ FIELDS = {
     field.name: field
     for field in (
         Field("image", "[B, 3, H, W]", "float32", "normalised images", "every source"),
-        Field("text", "[B, L]", "int64", "token ids of one caption an image", "captions, or labels and templates"),
-        Field("label", "[B]", "int64", "class index, -1 where unlabelled", "class folders, a label column, scenes"),
+        Field(
+            "text",
+            "[B, L]",
+            "int64",
+            "token ids of one caption an image",
+            "captions, or labels and templates",
+        ),
+        Field(
+            "label",
+            "[B]",
+            "int64",
+            "class index, -1 where unlabelled",
+            "class folders, a label column, scenes",
+        ),
         Field("index", "[B]", "int64", "position of the example in its source", "every source with a length"),
-        Field("negative_text", "[B, L]", "int64", "token ids of a caption false of the image", "data=scenes data.negatives=true"),
-        Field("negative_image", "[B, 3, H, W]", "float32", "an image the caption is false of", "data=scenes data.negatives=true"),
+        Field(
+            "negative_text",
+            "[B, L]",
+            "int64",
+            "token ids of a caption false of the image",
+            "data=scenes data.negatives=true",
+        ),
+        Field(
+            "negative_image",
+            "[B, 3, H, W]",
+            "float32",
+            "an image the caption is false of",
+            "data=scenes data.negatives=true",
+        ),
         Field("boxes", "[B, K, 4]", "float32", "x0, y0, x1, y1 in pixels, padded with -1", "data=scenes"),
         Field("masks", "[B, K, H, W]", "bool", "visible pixels of every object", "data=scenes"),
-        Field("depth", "[B, K]", "int64", "depth rank of every object, 0 nearest, padded with -1", "data=scenes"),
+        Field(
+            "depth", "[B, K]", "int64", "depth rank of every object, 0 nearest, padded with -1", "data=scenes"
+        ),
     )
 }
 

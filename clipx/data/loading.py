@@ -60,7 +60,7 @@ def captions_of(example: Any, classes: Sequence[str] | None, templates: Sequence
         raise BadSample("neither a caption nor a label")
     if not 0 <= label < len(classes):
         raise BadSample(f"label {label} outside the {len(classes)} classes")
-    return [template.format(classes[label]) for template in templates]
+    return [template.replace("{}", classes[label]) for template in templates]
 
 
 class _Tokens:

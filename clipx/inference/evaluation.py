@@ -20,7 +20,7 @@ from clipx.tasks.retrieval import distinct_texts, retrieval
 
 
 def class_outcomes(clip: CLIP, image: Tensor, labels: Tensor, classifier: Tensor) -> Outcomes:
-    """What becomes of image embeddings ``[N, D]`` with labels int64 ``[N]`` under class vectors ``[C, D]``."""
+    """What becomes of images ``[N, D]``, labels int64 ``[N]``, under class vectors ``[C, D]``."""
     return join(
         outcomes(logits.cpu(), labels[rows]) for rows, logits in class_logits(clip, image, classifier)
     )
@@ -54,7 +54,7 @@ class Evaluation:
 
     Attributes:
         skipped: samples passed over in the last call, by reason.
-        key_metric: the one number to judge by: ``top1`` where there are classes, else ``image_to_text_recall@1``.
+        key_metric: the number to judge by: ``top1`` where there are classes, else ``image_to_text_recall@1``.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Evaluation:
         self.key_metric = "top1" if source.classes and len(source.classes) > 1 else "image_to_text_recall@1"
 
     def __call__(self, clip: CLIP) -> dict[str, float]:
-        """Metrics in [0, 1] (ranks from 1) by name, each with the half width of its 95% interval as ``<name>_ci``.
+        """Metrics in [0, 1] (ranks from 1), each with its 95% interval's half width as ``<name>_ci``.
 
         Raises:
             ClipxError: no sample can be used.

@@ -97,8 +97,8 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
         }
     )
     run.next = [
-        f"clipx zeroshot model={run.directory}",
-        f"clipx zeroshot model={run.directory} image=photo.jpg 'labels=[cat, dog]'",
+        f"clipx zeroshot model={run.shown}",
+        f"clipx zeroshot model={run.shown} image=photo.jpg 'labels=[cat, dog]'",
     ]
     return {**metrics, "training_seconds": fitted.seconds, "images_per_second": fitted.images_per_second}
 

@@ -5,8 +5,16 @@ import torch
 from bench import drawn
 from safetensors.torch import save_file
 
-from clipx.adapters.saving import load, save
+from clipx.adapters.clip_adapter import CLIPAdapter
+from clipx.adapters.gda import GDA
+from clipx.adapters.gda_em import GaussianEM
+from clipx.adapters.linear_probe import LinearProbe, LPpp
+from clipx.adapters.proker import ProKeR
+from clipx.adapters.prolip import RLA
+from clipx.adapters.protocol import arguments
+from clipx.adapters.saving import _plain, load, save
 from clipx.adapters.tip_adapter import TipAdapter, TipAdapterF
+from clipx.adapters.zero_shot import ZeroShot
 from clipx.errors import ClipxError
 
 
@@ -19,14 +27,30 @@ def fitted(adapter):
     return adapter.fit(features, labels, text, logit_scale=100), queries
 
 
-@pytest.mark.parametrize("adapter", [TipAdapter(alpha=2.0), TipAdapterF(epochs=1, select="last")])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        ZeroShot(),
+        TipAdapter(alpha=2.0, normalise=True),
+        TipAdapterF(alpha=2.0, epochs=1),
+        GDA(alpha=2.0, alphas=(1, 2)),
+        GaussianEM(alpha=2.0),
+        ProKeR(),
+        ProKeR(random_features=50, seed=3),
+        CLIPAdapter(side="both", epochs=2),
+        LinearProbe(),
+        LPpp(epochs=3),
+        RLA(lam=0.1, steps=2),
+    ],
+    ids=lambda adapter: type(adapter).__name__,
+)
 def test_what_is_read_answers_as_what_was_saved(adapter, tmp_path):
     adapter, queries = fitted(adapter)
     save(adapter, tmp_path / "deep" / "adapter.safetensors")
     again = load(tmp_path / "deep" / "adapter.safetensors")
     assert type(again) is type(adapter)
-    assert torch.equal(again.logits(queries), adapter.logits(queries))
-    assert again.alpha == adapter.alpha
+    torch.testing.assert_close(again.logits(queries), adapter.logits(queries))
+    assert _plain(arguments(again)) == _plain(arguments(adapter))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["adapter.safetensors"]
 
 
