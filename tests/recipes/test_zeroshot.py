@@ -13,6 +13,7 @@ from clipx.inference.zero_shot import classify
 from clipx.models.clip import CLIP
 from clipx.models.loading import load
 from clipx.recipes import frozen, zeroshot
+from clipx.recipes.parts import open_source
 from clipx.run import Run
 
 SMALL = ["data.size=8", "data.test_size=40", "data.validation_size=8", "batch_size=16", "loader.workers=0"]
@@ -76,16 +77,7 @@ def results(run):
 
 def test_scenes_are_classified_and_retrieved(run_with, saved):
     metrics, run = run_with(*SMALL)
-    from clipx.data.sources.scenes import Scenes
-
-    source = Scenes(
-        split="test",
-        size=8,
-        validation_size=8,
-        test_size=40,
-        shapes=["circle", "star"],
-        colours=["red", "blue"],
-    )
+    source = open_source(compose("zeroshot", SMALL).data, "test")
     expected = Evaluation(source, workers=0)(load(saved).eval())
     assert metrics == pytest.approx(expected, abs=1e-3)
     found = results(run)
