@@ -3,13 +3,13 @@
     python benchmarks/startup.py            # five rounds
     python benchmarks/startup.py --quick
 
-Wall time of fresh processes, interleaved in rounds; the least of them is what the machine can do, the median
-what one meets.
+Fresh processes, interleaved in rounds. The least wall time is what the machine can do, the median what one
+meets; processor seconds (of training programs without their killed loaders) hold also on a busy machine.
 """
 
 import argparse
-import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import material
 import throughput
+from processes import Cost, as_json, run
 from slices import stamps_in
 
 CLIPX = [sys.executable, "-m", "clipx"]
@@ -45,37 +46,39 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # still ends what it started
     with tempfile.TemporaryDirectory(prefix="clipx-startup-") as name:
         table = measure(Path(name), options)
-    print(f"{'':<44}median s   least s")
-    for row, seconds in table.items():
+    print(f"{'':<44}median s   least s     cpu s")
+    for row, costs in table.items():
+        walls = [cost.wall for cost in costs]
+        cpu = statistics.median(cost.cpu for cost in costs)
         aim = ""
         if row == "clipx --help":
-            aim = f"   aim {HELP_AIM}: {'met' if min(seconds) < HELP_AIM else 'missed'}"
-        print(f"{row:<44}{statistics.median(seconds):>8.2f}  {min(seconds):>8.2f}{aim}")
+            aim = f"   aim {HELP_AIM}: {'met' if min(walls) < HELP_AIM else 'missed'}"
+        print(f"{row:<44}{statistics.median(walls):>8.2f}  {min(walls):>8.2f}  {cpu:>8.2f}{aim}")
     if options.json:
-        options.json.write_text(json.dumps(table, indent=1) + "\n")
+        options.json.write_text(as_json(table))
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of every row, one number a round."""
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[Cost]]:
+    """What every row cost, once a round."""
     model = material.write_model(folder / "model", options.model)
     pairs = folder / "pairs"
     material.write_pairs(pairs, options.images, 64, rows=options.images)
-    tasks: dict[str, Callable[[], float]] = {
-        "python -c pass": lambda: wall_time([sys.executable, "-c", "pass"]),
-        "clipx --help": lambda: wall_time([*CLIPX, "--help"]),
-        "clipx pretrain --help": lambda: wall_time([*CLIPX, "pretrain", "--help"]),
-        "clipx pretrain --show-config": lambda: wall_time([*CLIPX, "pretrain", "--show-config"]),
-        "python -c 'import torch, open_clip'": lambda: wall_time(
+    tasks: dict[str, Callable[[], Cost]] = {
+        "python -c pass": lambda: ended([sys.executable, "-c", "pass"]),
+        "clipx --help": lambda: ended([*CLIPX, "--help"]),
+        "clipx pretrain --help": lambda: ended([*CLIPX, "pretrain", "--help"]),
+        "clipx pretrain --show-config": lambda: ended([*CLIPX, "pretrain", "--show-config"]),
+        "python -c 'import torch, open_clip'": lambda: ended(
             [sys.executable, "-c", "import torch, open_clip"]
         ),
-        "open_clip_train.main --help": lambda: wall_time(
+        "open_clip_train.main --help": lambda: ended(
             [sys.executable, "-m", "open_clip_train.main", "--help"]
         ),
     }
     number = iter(range(10**6))
 
-    def first_step(name: str) -> Callable[[], float]:
-        def run() -> float:
+    def first_step(name: str) -> Callable[[], Cost]:
+        def measured() -> Cost:
             scratch = folder / f"{next(number)}"
             found = throughput.commands("folder", pairs, model, scratch, options)
             if name == "scenes":
@@ -84,7 +87,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]
                 command = found[name]
             return time_to_first_step(command, scratch)
 
-        return run
+        return measured
 
     tasks["first step done: clipx, scenes"] = first_step("scenes")
     tasks["first step done: clipx, folder"] = first_step("clipx")
@@ -92,22 +95,20 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]
     tasks["first step done: bare loop, same folder"] = first_step("bare loop")
     if options.only:
         tasks = {name: task for name, task in tasks.items() if any(part in name for part in options.only)}
-    table: dict[str, list[float]] = {name: [] for name in tasks}
+    table: dict[str, list[Cost]] = {name: [] for name in tasks}
     for _ in range(options.rounds):
         for name, task in tasks.items():
             table[name].append(task())
     return table
 
 
-def wall_time(command: list[str]) -> float:
-    """Seconds that a program takes."""
-    began = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - began
+def ended(command: list[str]) -> Cost:
+    """What a program costs."""
+    return run(command)[1]
 
 
-def time_to_first_step(command: list[str], folder: Path) -> float:
-    """Seconds from the start of a training program until its loop asks for the second batch."""
+def time_to_first_step(command: list[str], folder: Path) -> Cost:
+    """What it costs from the start of a training program until its loop asks for the second batch."""
     folder.mkdir(parents=True)
     stamps, log = folder / "stamps", folder / "log.txt"
     with log.open("wb") as output:
@@ -120,6 +121,7 @@ def time_to_first_step(command: list[str], folder: Path) -> float:
             start_new_session=True,
             env={**os.environ, "STAMPS": str(stamps)},
         )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
         while len(stamps_in(stamps)) < 2:
             if process.poll() is not None or time.monotonic() - began > 300:
@@ -128,7 +130,9 @@ def time_to_first_step(command: list[str], folder: Path) -> float:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return stamps_in(stamps)[1] - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(stamps_in(stamps)[1] - began, cpu)
 
 
 if __name__ == "__main__":

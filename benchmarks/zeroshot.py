@@ -1,4 +1,4 @@
-"""Wall time of ``clipx zeroshot``, first and second run, beside the clip_benchmark package.
+"""Time of ``clipx zeroshot``, first and second run, beside the clip_benchmark package.
 
     pip install --no-deps --target DIR clip_benchmark pycocoevalcap
     pip install --target DIR requests                  # unless it is there
@@ -13,15 +13,13 @@ accuracies have to agree, or the times would not compare.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import material
+from processes import Cost, as_json, run
 
 HERE = Path(__file__).parent
 TEMPLATE = "a photo of a {}."
@@ -48,49 +46,51 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="clipx-zeroshot-") as name:
         times, accuracies = measure(Path(name), options)
     print(f"{options.images} images of {options.size} px, {options.model}, {options.rounds} rounds\n")
-    print(f"{'':<28}median s   least s    top-1")
-    for row, seconds in times.items():
-        print(
-            f"{row:<28}{statistics.median(seconds):>8.2f}  {min(seconds):>8.2f}  {accuracies[row]:>7.4f}",
-        )
+    print(f"{'':<28}median s   least s     cpu s    top-1")
+    for row, costs in times.items():
+        walls, cpus = [cost.wall for cost in costs], [cost.cpu for cost in costs]
+        numbers = f"{statistics.median(walls):>8.2f}  {min(walls):>8.2f}  {statistics.median(cpus):>8.2f}"
+        print(f"{row:<28}{numbers}  {accuracies[row]:>7.4f}")
     if len({round(value, 3) for value in accuracies.values()}) > 1:
         sys.exit("the accuracies differ: these programs did not do the same work")
     if options.json:
-        options.json.write_text(json.dumps(times, indent=1) + "\n")
+        options.json.write_text(as_json(times))
 
 
-def measure(folder: Path, options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of every row, one number a round, and its top-1."""
+def measure(folder: Path, options: argparse.Namespace) -> tuple[dict[str, list[Cost]], dict[str, float]]:
+    """What every row cost, once a round, and its top-1."""
     model = material.write_model(folder / "model", options.model)
     classes = material.write_classes(folder / "images", options.images, options.size)
-    times: dict[str, list[float]] = {"clipx, first run": [], "clipx, second run": []}
+    times: dict[str, list[Cost]] = {"clipx, first run": [], "clipx, second run": []}
     if options.clip_benchmark:
         times["clip_benchmark"] = []
     accuracies: dict[str, float] = {}
     for number in range(options.rounds):
-        for row, seconds in times.items():
-            began = time.perf_counter()
+        for row, costs in times.items():
             if row == "clip_benchmark":
-                accuracies[row] = clip_benchmark(folder, model, classes, options)
+                accuracies[row], cost = clip_benchmark(folder, model, classes, options)
             else:
-                accuracies[row] = clipx(folder, model, folder / f"cache-{number}", options)
-            seconds.append(time.perf_counter() - began)
+                accuracies[row], cost = clipx(folder, model, folder / f"cache-{number}", options)
+            costs.append(cost)
     return times, accuracies
 
 
-def clipx(folder: Path, model: Path, cache: Path, options: argparse.Namespace) -> float:
-    """One run of the command; its top-1."""
+def clipx(folder: Path, model: Path, cache: Path, options: argparse.Namespace) -> tuple[float, Cost]:
+    """One run of the command; its top-1 and cost."""
     command = [
         *(sys.executable, "-m", "clipx", "zeroshot", "--json", "--output-root", str(folder / "runs")),
         *(f"model={model}", "task=classification", "data=folder", f"data.root={folder / 'images'}"),
         *(f"templates=[{json.dumps(TEMPLATE)}]", "device=cpu"),
         *(f"batch_size={options.batch_size}", f"loader.workers={options.workers}", f"cache={cache}"),
     ]
-    return json.loads(_output(command))["top1"]
+    printed, cost = run(command)
+    return json.loads(printed)["top1"], cost
 
 
-def clip_benchmark(folder: Path, model: Path, classes: list[str], options: argparse.Namespace) -> float:
-    """One run of the package; its top-1."""
+def clip_benchmark(
+    folder: Path, model: Path, classes: list[str], options: argparse.Namespace
+) -> tuple[float, Cost]:
+    """One run of the package; its top-1 and cost."""
     names, prompts, result = folder / "names.json", folder / "prompts.json", folder / "result.json"
     names.write_text(json.dumps({DATASET: classes}))
     prompts.write_text(json.dumps({DATASET: [TEMPLATE.replace("{}", "{c}")]}))
@@ -102,15 +102,8 @@ def clip_benchmark(folder: Path, model: Path, classes: list[str], options: argpa
         *("--custom_classname_file", str(names), "--custom_template_file", str(prompts)),
         *("--output", str(result)),
     ]
-    _output(command, PYTHONPATH=str(options.clip_benchmark), CUDA_VISIBLE_DEVICES="")
-    return json.loads(result.read_text())["metrics"]["acc1"]
-
-
-def _output(command: list[str], **environment: str) -> str:
-    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-    if found.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{found.stderr[-3000:]}")
-    return found.stdout
+    _, cost = run(command, PYTHONPATH=str(options.clip_benchmark), CUDA_VISIBLE_DEVICES="")
+    return json.loads(result.read_text())["metrics"]["acc1"], cost
 
 
 if __name__ == "__main__":
