@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipx.errors import ClipxError
@@ -49,14 +48,3 @@ class Encoded:
     def logit_bias(self) -> Tensor | None:
         """The learnt bias of the pair logits, or None."""
         return self.clip.logit_bias
-
-    def check_finite(self) -> None:
-        """Name the tower that produced NaN or infinity.
-
-        Raises:
-            ClipxError: an embedding of the batch is not finite.
-        """
-        for field, features in self._cache.items():
-            if not torch.isfinite(features).all():
-                tower = "image" if field in {"image", "negative_image"} else "text"
-                raise ClipxError(f"the {tower} tower gives embeddings of {field!r} that are not finite")
