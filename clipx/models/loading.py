@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from clipx.errors import ClipxError, did_you_mean
+from clipx.errors import ClipxError, did_you_mean, missing_extra
 from clipx.hub import cache_only_when_unreachable
 from clipx.models.clip import CLIP, CONFIG_FILE, WEIGHTS_FILE, is_small_vocabulary
 from clipx.models.tokenizer import small_tokenizer
@@ -308,8 +308,6 @@ def _tokenizer(name: str, location: str, model_cfg: dict[str, Any]) -> Any:
         with cache_only_when_unreachable() if text_cfg.get("hf_tokenizer_name") else contextlib.nullcontext():
             return open_clip.get_tokenizer(location, context_length=text_cfg.get("context_length"))
     except ImportError as error:
-        raise ClipxError(
-            f"the tokenizer of {name} needs transformers", hint="pip install transformers"
-        ) from error
+        raise missing_extra("transformers", "transformers") from error
     except Exception as error:  # a tokenizer on the hub
         raise _unreachable(f"the tokenizer of {name}", error) from error
