@@ -79,7 +79,7 @@ def test_thirty_concurrent_starts_get_thirty_versions(tmp_path):
     processes = [fork.Process(target=_start, args=(tmp_path, gate, names)) for _ in range(30)]
     for process in processes:
         process.start()
-    got = sorted(names.get(timeout=60) for _ in processes)
+    got = sorted(names.get(timeout=300) for _ in processes)
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -123,7 +123,7 @@ def test_a_killed_run_is_recognised_mended_and_can_be_resumed(tmp_path, orphan):
     ready = fork.Queue()
     process = fork.Process(target=_live, args=(tmp_path, ready, orphan))
     process.start()
-    directory, child = ready.get(timeout=30)
+    directory, child = ready.get(timeout=120)
     path = Path(directory)
     try:
         assert read_status(path)["status"] == "running"
