@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from clipx.config import build
+from clipx.config import build, flat
 from clipx.data.loading import is_stream
 from clipx.models.clip import CLIP
 from clipx.run import Run
@@ -61,16 +61,10 @@ def save_model(clip: CLIP, run: Run) -> None:
         clip.save(folder)
 
 
-def flat(config: DictConfig) -> dict[str, Any]:
-    """A configuration as ``a.b.c -> plain value``, which every tracker takes."""
-    values: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), item)
-        else:
-            values[prefix] = value if isinstance(value, (bool, int, float, str)) else str(value)
-
-    walk("", OmegaConf.to_container(config, resolve=True))
-    return values
+def tracked_settings(config: DictConfig) -> dict[str, Any]:
+    """A resolved configuration as ``a.b.c -> plain value``, which every tracker takes."""
+    leaves = flat(config)
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in leaves.items()
+    }

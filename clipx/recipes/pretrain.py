@@ -20,9 +20,9 @@ from clipx.recipes.parts import (
     batch_fields,
     build_objectives,
     build_optimizer,
-    flat,
     open_source,
     save_model,
+    tracked_settings,
 )
 from clipx.run import Run
 from clipx.training.distributed import world
@@ -157,7 +157,7 @@ def _tracking(config: DictConfig, run: Run) -> dict[str, Any]:
 def _tracked(accelerator: Accelerator, config: DictConfig) -> Iterator[None]:
     """Trackers from here on; also after an error all that they were told is written."""
     if accelerator.log_with:
-        accelerator.init_trackers(config.tracker.project, config=flat(config))
+        accelerator.init_trackers(config.tracker.project, config=tracked_settings(config))
     try:
         yield
     except BaseException:
