@@ -1,0 +1,374 @@
+"""From cells to the table of a paper: methods down, conditions across, means over seeds with intervals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipx.console import duration, number
+from clipx.reports.significance import Comparison, Ranks, Test, compare_methods, rank_methods
+from clipx.reports.tidy import axis_names
+from clipx.tasks.direction import lower_is_better
+from clipx.tasks.intervals import Estimate, mean_over_seeds
+
+if TYPE_CHECKING:
+    from clipx.reports.suite import Row, SuiteTable, Value
+
+Condition = tuple["Value", ...]
+"""A value of every varying axis: what all seeds of one entry share."""
+
+_WIDE = 3
+"""Columns up to which the terminal shows intervals."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method under one condition.
+
+    Attributes:
+        estimate: mean over seeds and its interval; None where no cell was completed.
+        seeds: completed cells.
+        lost: cells that failed or are missing.
+        place: 1 for the best of its column, 2 for the second, 0 else; equal figures share a place.
+    """
+
+    estimate: Estimate | None
+    seeds: int
+    lost: int
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table: one row a method, one column a value of the column axis, perhaps their mean at the end."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[Entry, ...]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of a suite, ready to be set in Markdown, LaTeX, HTML or the terminal.
+
+    Attributes:
+        title: of the suite.
+        metric: that is shown.
+        lower: whether less of it is better.
+        methods: the best first.
+        sections: tables; the first speaks for all.
+        baseline: None for none.
+        test: how methods were compared with the baseline; None where none was.
+        comparisons: by method.
+        ranks: None where fewer than two methods share a block.
+        left_out: methods without a rank, because cells of theirs are lost.
+        seconds: mean time a cell by method.
+        caption: how to read it all, one paragraph.
+        decimals: places that shares are shown with; None for four significant digits.
+    """
+
+    title: str
+    metric: str
+    lower: bool
+    methods: tuple[str, ...]
+    sections: tuple[Section, ...]
+    baseline: str | None
+    test: Test | None
+    comparisons: dict[str, Comparison]
+    ranks: Ranks | None
+    left_out: tuple[str, ...]
+    seconds: dict[str, float]
+    caption: str
+    decimals: int | None
+
+    def figure(self, value: float) -> str:
+        """A value of the metric as it is shown."""
+        return shown(value, self.decimals)
+
+    def half(self, estimate: Estimate) -> str:
+        """The half width of an interval as it is shown; empty where there is none."""
+        return shown(estimate.half_width, self.decimals) if estimate.half_width > 0 else ""
+
+    def signed(self, value: float) -> str:
+        """A difference as it is shown, with its sign."""
+        text = shown(abs(value), self.decimals)
+        return ("+" if value >= 0 else "−") + text
+
+    def markdown(self) -> str:
+        """The tables as GitHub-flavoured Markdown."""
+        from clipx.reports.markdown import summary_markdown
+
+        return summary_markdown(self)
+
+    def terminal(self) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+        """Headings and rows of the first table; intervals where there is room for them."""
+        section = self.sections[0]
+        wide = len(section.columns) <= _WIDE
+        columns = ["method", *section.columns]
+        if self.comparisons:
+            columns += [f"vs {self.baseline}", "p"]
+        columns.append("time a cell")
+        rows = []
+        for method in self.methods:
+            row = [method]
+            for entry in section.rows[method]:
+                if entry.estimate is None:
+                    row.append("failed" if entry.lost else "-")
+                    continue
+                half = self.half(entry.estimate) if wide else ""
+                row.append(self.figure(entry.estimate.value) + (f" ± {half}" if half else ""))
+            if self.comparisons:
+                found = self.comparisons.get(method)
+                row.append("-" if found is None else self.signed(found.difference.value))
+                row.append("-" if found is None or found.adjusted is None else p_value(found.adjusted))
+            row.append(duration(self.seconds.get(method)))
+            rows.append(tuple(row))
+        return tuple(columns), tuple(rows)
+
+
+def shown(value: float, decimals: int | None) -> str:
+    """A value with so many decimals, or four significant digits."""
+    if decimals is None:
+        return number(float(value))
+    return f"{value:.{decimals}f}"
+
+
+def p_value(p: float) -> str:
+    """A p-value as papers print it."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def label(value: Value) -> str:
+    """A value of an axis as the command line has it."""
+    if value is None:
+        return "null"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def varying_axes(rows: Sequence[Row]) -> list[str]:
+    """The axes that have more than one value."""
+    return [axis for axis in axis_names(rows) if len({label(row.axes.get(axis)) for row in rows}) > 1]
+
+
+def axis_values(rows: Sequence[Row], axis: str) -> list[Value]:
+    """The values of an axis: numbers in rising order before everything else, which keeps its order."""
+    values = list({label(row.axes.get(axis)): row.axes.get(axis) for row in rows}.values())
+    numbers = sorted(value for value in values if isinstance(value, int | float))
+    return [*numbers, *(value for value in values if not isinstance(value, int | float))]
+
+
+def metric_of(row: Row, metric: str) -> float | None:
+    """The metric of a completed cell; None where it has none that is finite."""
+    value = row.metrics.get(metric) if row.status == "completed" else None
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def matched(rows: Iterable[Row], metric: str, method: str, baseline: str) -> list[tuple[float, float]]:
+    """The metric of a method and of the baseline in every cell of the same axes and seed that both have."""
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        value = metric_of(row, metric)
+        if value is not None and row.method in (method, baseline):
+            key = (row.command, label(row.seed), *sorted(f"{a}={label(v)}" for a, v in row.axes.items()))
+            found.setdefault(key, {})[row.method] = value
+    return [(pair[method], pair[baseline]) for pair in found.values() if len(pair) == 2]
+
+
+def summarise(table: SuiteTable) -> Summary:
+    """Group the cells by method and condition, and compare the methods.
+
+    A mean over conditions is taken seed by seed first and only where no condition is lost, so that every
+    method is averaged over the same.
+    """
+    rows, metric = table.rows, table.metric
+    lower = lower_is_better(metric)
+    axes = varying_axes(rows)
+    column_axis = _column_axis(rows, axes, table.x)
+    values = [value for row in rows if (value := metric_of(row, metric)) is not None]
+    decimals = 3 if values and all(-1 <= value <= 1 for value in values) else None
+    methods = list(dict.fromkeys(row.method for row in rows))
+    drawn = _sections(rows, metric, methods, axes, column_axis)
+    sections = tuple(_placed(section, lower, decimals) for section in drawn)
+    methods = _best_first(methods, sections[0], lower)
+    baseline = table.baseline if table.baseline in methods else None
+    test: Test | None = None
+    comparisons: dict[str, Comparison] = {}
+    if baseline is not None:
+        pairs = {name: matched(rows, metric, name, baseline) for name in methods if name != baseline}
+        test, comparisons = compare_methods({n: [a - b for a, b in each] for n, each in pairs.items()})
+    ranked, left_out, blocks = _blocks(rows, metric, methods, axes)
+    ranks = rank_methods(blocks, ranked, lower_is_better=lower) if len(ranked) > 1 else None
+    seconds = {}
+    for method in methods:
+        times = [r.seconds for r in rows if r.method == method and r.seconds is not None]
+        if times:
+            seconds[method] = float(np.mean(times))
+    summary = Summary(
+        title=table.title,
+        metric=metric,
+        lower=lower,
+        methods=tuple(methods),
+        sections=sections,
+        baseline=baseline,
+        test=test if comparisons else None,
+        comparisons=comparisons,
+        ranks=ranks,
+        left_out=left_out if ranks else (),
+        seconds=seconds,
+        caption="",
+        decimals=decimals,
+    )
+    return replace(summary, caption=_caption(summary, table, axes))
+
+
+def _column_axis(rows: Sequence[Row], axes: Sequence[str], x: str | None) -> str | None:
+    if x in axes:
+        return x
+    return max(axes, key=lambda axis: len(axis_values(rows, axis)), default=None)
+
+
+def _sections(
+    rows: Sequence[Row], metric: str, methods: Sequence[str], axes: Sequence[str], column_axis: str | None
+) -> list[Section]:
+    if column_axis is None:
+        return [Section("", (metric,), {m: (_entry(rows, metric, m),) for m in methods})]
+    others = [axis for axis in axes if axis != column_axis]
+    across = axis_values(rows, column_axis)
+    parts = []
+    for condition in itertools.product(*(axis_values(rows, axis) for axis in others)):
+        own = [r for r in rows if _has(r, others, condition)]
+        if own:
+            title = ", ".join(f"{axis}={label(v)}" for axis, v in zip(others, condition, strict=True))
+            parts.append((title, own))
+    sections = [_section(title, own, metric, methods, column_axis, across) for title, own in parts]
+    if len(sections) > 1:
+        sections.insert(
+            0, _section(f"mean over {' and '.join(others)}", rows, metric, methods, column_axis, across)
+        )
+    return sections
+
+
+def _section(
+    title: str,
+    rows: Sequence[Row],
+    metric: str,
+    methods: Sequence[str],
+    axis: str,
+    across: Sequence[Value],
+) -> Section:
+    parts = [[r for r in rows if label(r.axes.get(axis)) == label(value)] for value in across]
+    columns = [_heading(axis, value) for value in across]
+    if len(across) > 1:
+        parts.append(list(rows))
+        columns.append("mean")
+    entries = {m: tuple(_entry(part, metric, m) for part in parts) for m in methods}
+    return Section(title, tuple(columns), entries)
+
+
+def _heading(axis: str, value: Value) -> str:
+    return label(value) if isinstance(value, str) else f"{axis}={label(value)}"
+
+
+def _has(row: Row, axes: Sequence[str], condition: Condition) -> bool:
+    return all(label(row.axes.get(a)) == label(v) for a, v in zip(axes, condition, strict=True))
+
+
+def _entry(rows: Sequence[Row], metric: str, method: str) -> Entry:
+    """Mean over seeds of the mean over these rows' conditions; an interval of one cell is its own."""
+    own = [row for row in rows if row.method == method]
+    done = [(row, value) for row in own if (value := metric_of(row, metric)) is not None]
+    lost = len(own) - len(done)
+    wanted = {_condition(row) for row in rows}
+    seeds: dict[str, dict[tuple[str, ...], float]] = {}
+    for row, value in done:
+        seeds.setdefault(label(row.seed), {})[_condition(row)] = value
+    complete = [list(by.values()) for by in seeds.values() if set(by) == wanted]
+    if not complete:
+        return Entry(None, len(done), lost)
+    if len(done) == 1:
+        row, value = done[0]
+        half = row.metrics.get(f"{metric}_ci") or 0.0
+        return Entry(Estimate(value, value - half, value + half), 1, lost)
+    return Entry(mean_over_seeds([float(np.mean(each)) for each in complete]), len(done), lost)
+
+
+def _condition(row: Row) -> tuple[str, ...]:
+    return tuple(f"{axis}={label(value)}" for axis, value in sorted(row.axes.items()))
+
+
+def _placed(section: Section, lower: bool, decimals: int | None) -> Section:
+    """Mark the best and the second of every column, as they are shown: what looks equal is equal."""
+    rows = {method: list(entries) for method, entries in section.rows.items()}
+    for column in range(len(section.columns)):
+        figures = {
+            method: float(shown(entry.estimate.value, decimals))
+            for method, entries in rows.items()
+            if (entry := entries[column]).estimate is not None
+        }
+        if len(figures) < 2:
+            continue
+        best = sorted(set(figures.values()), reverse=not lower)[:2]
+        for method, figure in figures.items():
+            if figure in best:
+                rows[method][column] = replace(rows[method][column], place=best.index(figure) + 1)
+    return replace(section, rows={method: tuple(entries) for method, entries in rows.items()})
+
+
+def _best_first(methods: Sequence[str], section: Section, lower: bool) -> list[str]:
+    def key(method: str) -> tuple[bool, float]:
+        values = [e.estimate.value for e in section.rows[method] if e.estimate is not None]
+        last = section.rows[method][-1].estimate
+        if not values:
+            return True, 0.0
+        value = last.value if last is not None else float(np.mean(values))
+        return last is None, value if lower else -value
+
+    return sorted(methods, key=key)
+
+
+def _blocks(
+    rows: Sequence[Row], metric: str, methods: Sequence[str], axes: Sequence[str]
+) -> tuple[list[str], tuple[str, ...], NDArray[np.float64]]:
+    """Means over seeds ``[N, K]``, a block a condition; of a single condition, a block a seed."""
+    key: Callable[[Row], str]
+    if axes:
+        key = lambda row: "\0".join(_condition(row))  # noqa: E731
+    else:
+        key = lambda row: label(row.seed)  # noqa: E731
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        value = metric_of(row, metric)
+        if value is not None:
+            found.setdefault(key(row), {}).setdefault(row.method, []).append(value)
+    ranked = [method for method in methods if all(method in block for block in found.values())]
+    left_out = tuple(method for method in methods if method not in ranked)
+    means = [[float(np.mean(block[method])) for method in ranked] for block in found.values()]
+    return ranked, left_out, np.array(means).reshape(len(found), len(ranked))
+
+
+def _caption(summary: Summary, table: SuiteTable, axes: Sequence[str]) -> str:
+    seeds = len({label(row.seed) for row in table.rows})
+    parts = [f"{summary.metric} ({'lower' if summary.lower else 'higher'} is better)"]
+    if seeds > 1:
+        parts.append(f"mean over {seeds} seeds ± half of Student's 95% interval")
+    else:
+        parts.append("± half of each cell's own 95% interval")
+    parts.append("best bold, second underlined")
+    text = ", ".join(parts) + "."
+    if summary.test:
+        text += (
+            f" vs {summary.baseline}: mean difference over matched cells (same axes and seed); "
+            f"* where it differs by the {summary.test} (two-sided), Holm-corrected over "
+            f"{len(summary.comparisons)} method{'s' * (len(summary.comparisons) != 1)}, p < 0.05."
+        )
+    elif table.baseline and summary.baseline is None:
+        text += f" The baseline {table.baseline} is not among the methods."
+    if len(axes) > 0:
+        text += " A mean over conditions is given only where none is lost."
+    return text
