@@ -347,9 +347,12 @@ def run(command: Callable[[], Any]) -> int:
         console.error(error.message, error.hint)
         return 2
     except BrokenPipeError:
-        # The reader has seen enough (`clipx runs | head`); Python's complaint at exit is not wanted either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _reader_gone()
+    except SystemExit as stop:
+        # The parser library turns a broken pipe into an exit of its own with code 1.
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _reader_gone()
+        raise
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:
@@ -363,6 +366,12 @@ def run(command: Callable[[], Any]) -> int:
             traceback.print_exc()
         console.error(f"{type(error).__name__}: {error}", "run again with --debug for the traceback")
         return 1
+
+
+def _reader_gone() -> int:
+    """The reader has seen enough (`clipx runs | head`); Python's complaint at exit is not wanted either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+    return 0
 
 
 def _usage_mistake(error: Any) -> tuple[str, str | None]:

@@ -184,7 +184,8 @@ def _job(options: Options, composed: DictConfig, overrides: list[str]) -> Outcom
         with config_errors.translated(options.command, overrides, options.config_dir):
             config_errors.check_types(options.command, overrides, options.config_dir)
             if options.show_config:
-                _show(composed, options.json)
+                with contextlib.suppress(BrokenPipeError):  # Hydra would call it an error of the job
+                    _show(composed, options.json)
                 return Outcome(code=0)
             settings = config.resolve(composed)
         run = Run.create(
