@@ -86,6 +86,9 @@ FIELDS = {
     )
 }
 
+TOKEN_FIELDS = ("text", "negative_text")
+"""Fields that hold token ids."""
+
 
 def check_fields(needs: Iterable[str], available: Iterable[str], part: str) -> None:
     """Check that a batch holds what a part needs.

@@ -321,7 +321,7 @@ def embed_texts(
     with evaluating(clip), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for first in range(0, len(texts), batch_size):
             part = texts[first : first + batch_size]
-            features = clip.encode_text(clip.tokenize(part).to(device)).float().cpu()
+            features = clip.encode_text(clip.shorten(clip.tokenize(part)).to(device)).float().cpu()
             check_finite(features, "text", part)
             parts.append(features)
     return torch.cat(parts)

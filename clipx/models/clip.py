@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clipx.models.text import encode_short, shorten
 from clipx.models.tokenizer import FULL_VOCABULARY, MERGES_FILE, merges
 
 CONFIG_FILE = "open_clip_config.json"
@@ -80,8 +81,11 @@ class CLIP(nn.Module):
         return functional.normalize(features.float(), dim=-1) if normalize else features
 
     def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
-        """Embed token ids ``[B, L]`` as ``[B, D]``, unit rows unless ``normalize`` is false."""
-        features = self.model.encode_text(tokens)  # type: ignore[operator]
+        """Embed token ids ``[B, L]`` as ``[B, D]``, unit rows unless ``normalize`` is false.
+
+        ``L`` is the context length, or less where ``shorten`` has cut the tokens.
+        """
+        features = encode_short(self.model, tokens)
         return functional.normalize(features.float(), dim=-1) if normalize else features
 
     def score(self, image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -98,6 +102,13 @@ class CLIP(nn.Module):
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids int64 ``[B, L]`` of texts; longer ones are cut at the context length."""
         return self.tokenizer(list(texts))
+
+    def shorten(self, tokens: Tensor) -> Tensor:
+        """Token ids ``[..., L]`` without the padding that every text of them has; their features stay.
+
+        Costs a look at the tokens, so it is for tokens on the CPU, before they travel to the device.
+        """
+        return shorten(self.model, tokens)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 images ``[B, 3, H, W]`` into what ``encode_image`` takes."""

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clipx import console
+from clipx.data.fields import TOKEN_FIELDS
 from clipx.errors import ClipxError
 from clipx.models.clip import CLIP
 from clipx.run import Interrupted, Run
@@ -200,6 +201,9 @@ class Trainer:
         if "position" in batch:
             worker, *place = batch.pop("position")
             self.positions[int(worker)] = tuple(int(number) for number in place)
+        for name in TOKEN_FIELDS:
+            if name in batch:
+                batch[name] = self.module.clip.shorten(batch[name])
         device = self.accelerator.device
         moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)

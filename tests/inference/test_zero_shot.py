@@ -35,6 +35,9 @@ def test_is_the_mean_of_unit_embeddings():
         def tokenize(self, texts):
             return torch.tensor([[len(text)] for text in texts])
 
+        def shorten(self, tokens):
+            return tokens
+
         def encode_text(self, tokens, normalize=True):
             rows = torch.tensor([[0.0, 5.0] if n.item() == 4 else [1.0, 0.0] for n in tokens])
             return nn.functional.normalize(rows, dim=1) if normalize else rows

@@ -1,0 +1,74 @@
+"""Text towers read no further than they must: a causal tower never looks past the end-of-text token."""
+
+from typing import Any
+
+from open_clip.model import CLIP as OpenCLIP
+from open_clip.transformer import TextTransformer, text_global_pool
+from torch import Tensor, nn
+
+_STEP = 8
+"""Lengths are multiples of this: few shapes to compile for, and whole tiles for matrix units."""
+
+
+def causal_tower(model: nn.Module) -> Any | None:
+    """The module of an open_clip model that holds a causal text transformer read out at its end token.
+
+    Returns:
+        None for any other: bidirectional, with a class token, read out elsewhere, or of another library.
+    """
+    if type(model) is OpenCLIP:
+        tower, pooling, mask = model, model.text_pool_type, model.attn_mask
+    else:
+        tower = getattr(model, "text", None)
+        if type(tower) is not TextTransformer or tower.cls_emb is not None or tower.output_tokens:
+            return None
+        pooling, mask = tower.pool_type, tower.attn_mask
+    return tower if mask is not None and pooling in ("argmax", "eos") else None
+
+
+def shorten(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Tokens ``[..., L]`` without the columns that no text of the batch reaches; as they are elsewhere.
+
+    The features are those of the whole length, since what follows the end of a text has no way into them.
+
+    Args:
+        model: an open_clip model.
+        tokens: int64 ``[..., L]``; best on the CPU, since the longest text must be known.
+    """
+    tower = causal_tower(model)
+    if tower is None or tokens.numel() == 0:
+        return tokens
+    ends = _ends(tower, tokens)
+    length = -(-(int(ends.max()) + 1) // _STEP) * _STEP
+    return tokens[..., :length]
+
+
+def encode_short(model: nn.Module, tokens: Tensor) -> Tensor:
+    """What ``model.encode_text`` gives, before normalisation, of tokens ``[B, L]`` cut by ``shorten``."""
+    tower = causal_tower(model)
+    full = tower.positional_embedding.shape[0] if tower is not None else tokens.shape[1]
+    if tower is None or tokens.shape[1] >= full:
+        return model.encode_text(tokens)  # type: ignore[operator]
+    length = tokens.shape[1]
+    dtype = tower.transformer.get_cast_dtype()
+    embedded = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    hidden = tower.transformer(embedded, attn_mask=tower.attn_mask[:length, :length])
+    pooling, end = _pooling(tower)
+    # The model's own class normalises all positions first, a TextTransformer too; both then read one.
+    pooled = text_global_pool(tower.ln_final(hidden), tokens, pooling, eos_token_id=end)
+    projection = tower.text_projection
+    if projection is None:
+        return pooled
+    return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
+def _pooling(tower: Any) -> tuple[str, int | None]:
+    if isinstance(tower, TextTransformer):
+        return tower.pool_type, tower.eos_id
+    return tower.text_pool_type, getattr(tower, "text_eos_id", None)
+
+
+def _ends(tower: Any, tokens: Tensor) -> Tensor:
+    """Where each text is read: its highest id, or its first end-of-text id."""
+    pooling, end = _pooling(tower)
+    return tokens.argmax(-1) if pooling == "argmax" else (tokens == end).int().argmax(-1)
