@@ -78,12 +78,12 @@ def confusion(matrix: ArrayLike, names: Sequence[str], *, title: str = "") -> Fi
     size = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(2.6 + 0.24 * size, 4.2, 10.5))
-    figure, axes = _blank(side + 1.1, side)
+    figure, axes = blank(side + 1.1, side)
     # Mistakes are small shares: a square-root scale shows one of 2%, a linear one does not.
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     step = -(-size // _LABELS)
     ticks = np.arange(0, size, step)
-    shown = [_shortened(names[tick]) for tick in range(0, size, step)]
+    shown = [shortened(names[tick]) for tick in range(0, size, step)]
     fontsize = 9 if size <= 15 else 7 if size <= 60 else 6
     upright = size <= 6 and max(len(name) for name in shown) <= 10
     axes.set_xticks(ticks, shown, rotation=0 if upright else 90, ha="center", fontsize=fontsize)
@@ -106,7 +106,7 @@ def confusion(matrix: ArrayLike, names: Sequence[str], *, title: str = "") -> Fi
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=8, labelcolor=FAINT)
     bar.set_label("share of the true class", fontsize=8, color=FAINT)
-    _title(axes, title)
+    titled(axes, title)
     return figure
 
 
@@ -138,7 +138,7 @@ def curves(
             drawn[name] = steps[kept], values[kept]
     if not drawn:
         raise ClipxError("there are no values to draw")
-    figure, axes = _blank(6.4, 3.8)
+    figure, axes = blank(6.4, 3.8)
     ends = []
     for place, (name, (steps, values)) in enumerate(drawn.items()):
         colour = COLOURS[place % len(COLOURS)]
@@ -158,8 +158,8 @@ def curves(
     axes.margins(x=0.02)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    _name_ends(axes, ends)
-    _title(axes, title)
+    name_ends(axes, ends)
+    titled(axes, title)
     return figure
 
 
@@ -178,7 +178,7 @@ def bars(estimates: Mapping[str, Estimate], *, xlabel: str = "", title: str = ""
         raise ClipxError("there are no values to draw")
     names, values = list(estimates), np.array([each.value for each in estimates.values()])
     errors = np.array([[each.value - each.low, each.high - each.value] for each in estimates.values()]).T
-    figure, axes = _blank(6.4, 1.1 + 0.36 * len(names))
+    figure, axes = blank(6.4, 1.1 + 0.36 * len(names))
     places = np.arange(len(names))
     axes.barh(places, values, height=0.62, color=COLOURS[0], alpha=0.85, zorder=2)
     axes.errorbar(values, places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5, zorder=3)
@@ -193,22 +193,29 @@ def bars(estimates: Mapping[str, Estimate], *, xlabel: str = "", title: str = ""
             fontsize=8.5,
             color=INK,
         )
-    axes.set_yticks(places, [_shortened(name, 40) for name in names])
+    axes.set_yticks(places, [shortened(name, 40) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(min(0.0, float(values.min())), right * 1.12 if right > 0 else None)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=GRID, linewidth=0.8, zorder=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(xlabel)
-    _title(axes, title)
+    titled(axes, title)
     return figure
 
 
-def _blank(width: float, height: float) -> tuple[Figure, Axes]:
+def blank(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches with one set of axes in the house's style."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
+    styled(axes)
+    return figure, axes
+
+
+def styled(axes: Axes) -> None:
+    """Give axes the house's style: two thin spines, faint ticks."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -216,15 +223,15 @@ def _blank(width: float, height: float) -> tuple[Figure, Axes]:
     axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
     axes.xaxis.label.set(color=FAINT, fontsize=9)
     axes.yaxis.label.set(color=FAINT, fontsize=9)
-    return figure, axes
 
 
-def _title(axes: Axes, title: str) -> None:
+def titled(axes: Axes, title: str) -> None:
+    """Write the title, if any, above the left end of the axes."""
     if title:
         axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold", pad=10)
 
 
-def _name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
+def name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
     """Write every line's name beside its end, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
     gap = 0.055 * (high - low)
@@ -232,7 +239,7 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
     for name, y, colour in sorted(ends, key=lambda end: end[1]):
         place = max(y, place + gap)
         axes.annotate(
-            f"{_shortened(name, 32)}  {y:.3g}",
+            f"{shortened(name, 32)}  {y:.3g}",
             (axes.get_xlim()[1], place),
             xytext=(6, 0),
             textcoords="offset points",
@@ -251,8 +258,10 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return (totals[last] - totals[first]) / (last - first)
 
 
-def _shortened(name: str, longest: int = 24) -> str:
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+def shortened(name: str, longest: int = 24) -> str:
+    """The name, cut to so many letters, as text that matplotlib does not read as a formula."""
+    cut = name if len(name) <= longest else name[: longest - 1] + "…"
+    return cut.replace("$", r"\$")
 
 
 def _ordinal(number: int) -> str:

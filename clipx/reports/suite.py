@@ -13,7 +13,14 @@ from typing import Literal
 
 from clipx.errors import ClipxError
 from clipx.reports import tidy
+from clipx.reports.drawings import drawings
+from clipx.reports.figures import save
+from clipx.reports.page import Picture, page
+from clipx.reports.suite_latex import summary_latex
+from clipx.reports.suite_markdown import summary_markdown
+from clipx.reports.suite_terminal import terminal_table
 from clipx.reports.summary import summarise
+from clipx.reports.svg import inline_svg
 from clipx.run import write_problem
 
 Value = str | int | float | None
@@ -108,9 +115,16 @@ def write_report(table: SuiteTable, folder: Path) -> Report:
     files = [
         _write(folder / "results.parquet", tidy.parquet(cells)),
         _write(folder / "results.csv", tidy.csv(cells)),
-        _write(folder / "table.md", summary.markdown().encode()),
+        _write(folder / "table.md", summary_markdown(summary).encode()),
+        _write(folder / "table.tex", summary_latex(summary).encode()),
     ]
-    columns, rows = summary.terminal()
+    pictures = []
+    for drawing in drawings(table, summary, folder):
+        files.append(save(drawing.figure, folder / "figures" / f"{drawing.name}.png"))
+        svg = inline_svg(drawing.figure, prefix=drawing.name, label=drawing.caption)
+        pictures.append(Picture(svg, drawing.caption, drawing.wide))
+    files.append(_write(folder / "report.html", page(table, summary, pictures).encode()))
+    columns, rows = terminal_table(summary)
     return Report(columns, rows, tuple(files))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipx.console import duration, number
+from clipx.console import number
 from clipx.reports.significance import Comparison, Ranks, Test, compare_methods, rank_methods
 from clipx.reports.tidy import axis_names
 from clipx.tasks.direction import lower_is_better
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 Condition = tuple["Value", ...]
 """A value of every varying axis: what all seeds of one entry share."""
-
-_WIDE = 3
-"""Columns up to which the terminal shows intervals."""
 
 
 @dataclass(frozen=True)
@@ -99,37 +96,6 @@ class Summary:
         """A difference as it is shown, with its sign."""
         text = shown(abs(value), self.decimals)
         return ("+" if value >= 0 else "−") + text
-
-    def markdown(self) -> str:
-        """The tables as GitHub-flavoured Markdown."""
-        from clipx.reports.markdown import summary_markdown
-
-        return summary_markdown(self)
-
-    def terminal(self) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-        """Headings and rows of the first table; intervals where there is room for them."""
-        section = self.sections[0]
-        wide = len(section.columns) <= _WIDE
-        columns = ["method", *section.columns]
-        if self.comparisons:
-            columns += [f"vs {self.baseline}", "p"]
-        columns.append("time a cell")
-        rows = []
-        for method in self.methods:
-            row = [method]
-            for entry in section.rows[method]:
-                if entry.estimate is None:
-                    row.append("failed" if entry.lost else "-")
-                    continue
-                half = self.half(entry.estimate) if wide else ""
-                row.append(self.figure(entry.estimate.value) + (f" ± {half}" if half else ""))
-            if self.comparisons:
-                found = self.comparisons.get(method)
-                row.append("-" if found is None else self.signed(found.difference.value))
-                row.append("-" if found is None or found.adjusted is None else p_value(found.adjusted))
-            row.append(duration(self.seconds.get(method)))
-            rows.append(tuple(row))
-        return tuple(columns), tuple(rows)
 
 
 def shown(value: float, decimals: int | None) -> str:
