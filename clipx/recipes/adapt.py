@@ -3,6 +3,7 @@
 import inspect
 import json
 import statistics
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from clipx.recipes.frozen import (
     encoded,
     load_pretrained,
     model_arguments,
+    progress,
     report_classes,
     templates_of,
 )
@@ -308,8 +310,10 @@ class _Bench:
         if self.needs == "images":
             extras |= self._images(seed, classes, shots)
         adapter = _build(self.config.adapter, seed, self.given)
-        with warnings.catch_warnings(record=True) as said:
+        began = time.monotonic()
+        with warnings.catch_warnings(record=True) as said, progress(f"training seed {seed}") as told:
             warnings.simplefilter("always")
+            extras["progress"] = told
             protocol.fit(
                 adapter,
                 rows_of(shots.features, self.needs).to(device),
@@ -319,6 +323,9 @@ class _Bench:
                 validation=None if validation is None else tuple(part.to(device) for part in validation),  # type: ignore[arg-type]
                 **extras,
             )
+        if self.needs in ("text_tower", "images"):
+            seconds = console.duration(time.monotonic() - began)
+            console.info(f"trained on {len(shots.ids):,} images of seed {seed} in {seconds}")
         for each in said:
             if issubclass(each.category, UserWarning):
                 self.warn(_named(str(each.message), names))

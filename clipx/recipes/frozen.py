@@ -108,7 +108,7 @@ def encoded(
         announce: tell also that the store had them.
     """
     began = time.monotonic()
-    with _progress() as progress:
+    with progress("encoding") as told:
         features = encode(
             clip,
             source,
@@ -120,7 +120,7 @@ def encoded(
             workers=config.loader.workers,
             precision=config.precision,
             limit=limit,
-            progress=progress,
+            progress=told,
         )
     seconds = console.duration(time.monotonic() - began)
     counts = f"{len(features):,} {what}"
@@ -134,14 +134,14 @@ def encoded(
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
-    """A live bar on a terminal, nothing elsewhere."""
+def progress(doing: str) -> Iterator[Progress]:
+    """A live bar on a terminal, nothing elsewhere; ``doing`` is what it says before the name of the items."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     screen = console.stderr()
     columns = (
-        TextColumn("[bold]encoding {task.description}"),
+        TextColumn(f"[bold]{doing} {{task.description}}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
