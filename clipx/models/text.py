@@ -16,6 +16,7 @@ def causal_tower(model: nn.Module) -> Any | None:
     Returns:
         None for any other: bidirectional, with a class token, read out elsewhere, or of another library.
     """
+    tower: Any
     if type(model) is OpenCLIP:
         tower, pooling, mask = model, model.text_pool_type, model.attn_mask
     else:
@@ -38,7 +39,7 @@ def shorten(model: nn.Module, tokens: Tensor) -> Tensor:
     tower = causal_tower(model)
     if tower is None or tokens.numel() == 0:
         return tokens
-    ends = _ends(tower, tokens)
+    ends = text_ends(tower, tokens)
     length = -(-(int(ends.max()) + 1) // _STEP) * _STEP
     return tokens[..., :length]
 
@@ -49,10 +50,28 @@ def encode_short(model: nn.Module, tokens: Tensor) -> Tensor:
     full = tower.positional_embedding.shape[0] if tower is not None else tokens.shape[1]
     if tower is None or tokens.shape[1] >= full:
         return model.encode_text(tokens)  # type: ignore[operator]
-    length = tokens.shape[1]
-    dtype = tower.transformer.get_cast_dtype()
-    embedded = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
-    hidden = tower.transformer(embedded, attn_mask=tower.attn_mask[:length, :length])
+    return encode_embeddings(tower, tower.token_embedding(tokens), tokens)
+
+
+def encode_embeddings(tower: Any, embeddings: Tensor, tokens: Tensor) -> Tensor:
+    """What ``encode_text`` gives, before normalisation, for embeddings in the place of the tokens' own.
+
+    Args:
+        tower: as ``causal_tower`` gives it.
+        embeddings: ``[B, L, W]``, positions not added yet; L at most the context length.
+        tokens: int64 ``[B, L]``, which say where a text ends, and nothing else.
+
+    Returns:
+        ``[B, D]``; bit for bit that of ``encode_text`` if L is the context length.
+    """
+    length, dtype = tokens.shape[1], tower.transformer.get_cast_dtype()
+    hidden = embeddings.to(dtype) + tower.positional_embedding[:length].to(dtype)
+    hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
+    return read_out(tower, hidden, tokens)
+
+
+def read_out(tower: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """What a causal tower makes of its last layer ``[B, L, W]`` where the texts end: ``[B, D]``."""
     pooling, end = _pooling(tower)
     # The model's own class normalises all positions first, a TextTransformer too; both then read one.
     pooled = text_global_pool(tower.ln_final(hidden), tokens, pooling, eos_token_id=end)
@@ -68,7 +87,10 @@ def _pooling(tower: Any) -> tuple[str, int | None]:
     return tower.text_pool_type, getattr(tower, "text_eos_id", None)
 
 
-def _ends(tower: Any, tokens: Tensor) -> Tensor:
+def text_ends(tower: Any, tokens: Tensor) -> Tensor:
     """Where each text is read: its highest id, or its first end-of-text id."""
     pooling, end = _pooling(tower)
-    return tokens.argmax(-1) if pooling == "argmax" else (tokens == end).int().argmax(-1)
+    if pooling == "argmax":
+        return tokens.argmax(-1)
+    assert end is not None
+    return tokens.eq(end).int().argmax(-1)
