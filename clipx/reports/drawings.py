@@ -104,7 +104,7 @@ def _points(summary: Summary, section: Section, styles: dict[str, dict[str, Any]
 def _ranks(summary: Summary) -> Drawing:
     ranks = summary.ranks
     assert ranks is not None
-    about = f"Mean rank over {ranks.blocks} block{'s' * (ranks.blocks != 1)}, one a condition."
+    about = f"Mean rank over {ranks.blocks} block{'s' * (ranks.blocks != 1)} of conditions."
     if ranks.p is not None:
         about += f" Friedman's test that all methods are alike: p = {p_value(ranks.p)}.".replace("= <", "< ")
     if summary.left_out:

@@ -231,15 +231,15 @@ def _heads(heads: Iterable[tuple[str, bool]], *, up: set[str] = frozenset()) -> 
 
 def _entry(summary: Summary, entry: Entry, shade: float | None) -> str:
     if entry.estimate is None:
-        text = '<span class="state failed">failed</span>' if entry.lost else "–"
+        text = f'<span class="state {entry.absence}">{entry.absence}</span>' if entry.absence else "–"
         return f'<td class="n" data-v="">{text}</td>'
     tint = "" if shade is None else f' style="--t:{shade:.2f}"'
     kind = {1: ' class="best"', 2: ' class="second"'}.get(entry.place, "")
     half = summary.half(entry.estimate)
     spread = f'<span class="half">{"± " + escape(half) if half else ""}</span>'
     figure = escape(summary.figure(entry.estimate.value))
-    lost = f", {entry.lost} lost" if entry.lost else ""
-    title = f'title="{entry.seeds} cell{"s" * (entry.seeds != 1)}{lost}"'
+    lost = entry.failed + entry.missing
+    title = f'title="{entry.cells} cell{"s" * (entry.cells != 1)}{f", {lost} lost" if lost else ""}"'
     return (
         f'<td class="n" data-v="{_plain(entry.estimate.value)}"{tint} {title}>'
         f"<span{kind}>{figure}</span>{spread}</td>"

@@ -68,7 +68,7 @@ def _block(summary: Summary, section: Section, *, compared: bool, first: bool) -
 
 def _entry(summary: Summary, entry: Entry) -> str:
     if entry.estimate is None:
-        return "failed" if entry.lost else "--"
+        return entry.absence or "--"
     figure = summary.figure(entry.estimate.value).replace("-", "$-$")
     figure = {1: f"\\textbf{{{figure}}}", 2: f"\\underline{{{figure}}}"}.get(entry.place, figure)
     half = summary.half(entry.estimate)

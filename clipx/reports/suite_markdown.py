@@ -37,7 +37,7 @@ def _table(summary: Summary, section: Section, *, compared: bool) -> str:
 
 def _entry(summary: Summary, entry: Entry) -> str:
     if entry.estimate is None:
-        return "failed" if entry.lost else "-"
+        return entry.absence or "-"
     figure, half = summary.figure(entry.estimate.value), summary.half(entry.estimate)
     figure = {1: f"**{figure}**", 2: f"<ins>{figure}</ins>"}.get(entry.place, figure)
     return f"{figure} ± {half}" if half else figure

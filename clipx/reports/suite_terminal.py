@@ -35,6 +35,6 @@ def terminal_table(summary: Summary) -> tuple[tuple[str, ...], tuple[tuple[str, 
 
 def _entry(summary: Summary, entry: Entry, wide: bool) -> str:
     if entry.estimate is None:
-        return "failed" if entry.lost else "-"
+        return entry.absence or "-"
     half = summary.half(entry.estimate) if wide else ""
     return summary.figure(entry.estimate.value) + (f" ± {half}" if half else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -30,15 +30,22 @@ class Entry:
 
     Attributes:
         estimate: mean over seeds and its interval; None where no cell was completed.
-        seeds: completed cells.
-        lost: cells that failed or are missing.
+        cells: that were completed.
+        failed: cells that failed.
+        missing: cells that were not computed, or lack the metric.
         place: 1 for the best of its column, 2 for the second, 0 else; equal figures share a place.
     """
 
     estimate: Estimate | None
-    seeds: int
-    lost: int
+    cells: int
+    failed: int
+    missing: int
     place: int = 0
+
+    @property
+    def absence(self) -> str:
+        """Why there is no estimate, in a word; empty where the method has no such cell."""
+        return "failed" if self.failed else "missing" if self.missing else ""
 
 
 @dataclass(frozen=True)
@@ -168,8 +175,10 @@ def summarise(table: SuiteTable) -> Summary:
     if baseline is not None:
         pairs = {name: matched(rows, metric, name, baseline) for name in methods if name != baseline}
         test, comparisons = compare_methods({n: [a - b for a, b in each] for n, each in pairs.items()})
-    ranked, left_out, blocks = _blocks(rows, metric, methods, axes)
-    ranks = rank_methods(blocks, ranked, lower_is_better=lower) if len(ranked) > 1 else None
+    ranked, left_out, blocks = _blocks(rows, metric, methods, column_axis)
+    ranks = None
+    if len(ranked) > 1 and len(blocks):
+        ranks = rank_methods(blocks, ranked, lower_is_better=lower)
     seconds = {}
     for method in methods:
         times = [r.seconds for r in rows if r.method == method and r.seconds is not None]
@@ -249,19 +258,20 @@ def _entry(rows: Sequence[Row], metric: str, method: str) -> Entry:
     """Mean over seeds of the mean over these rows' conditions; an interval of one cell is its own."""
     own = [row for row in rows if row.method == method]
     done = [(row, value) for row in own if (value := metric_of(row, metric)) is not None]
-    lost = len(own) - len(done)
+    failed = sum(row.status == "failed" for row in own)
+    missing = len(own) - len(done) - failed
     wanted = {_condition(row) for row in rows}
     seeds: dict[str, dict[tuple[str, ...], float]] = {}
     for row, value in done:
         seeds.setdefault(label(row.seed), {})[_condition(row)] = value
     complete = [list(by.values()) for by in seeds.values() if set(by) == wanted]
     if not complete:
-        return Entry(None, len(done), lost)
+        return Entry(None, len(done), failed, missing)
     if len(done) == 1:
         row, value = done[0]
         half = row.metrics.get(f"{metric}_ci") or 0.0
-        return Entry(Estimate(value, value - half, value + half), 1, lost)
-    return Entry(mean_over_seeds([float(np.mean(each)) for each in complete]), len(done), lost)
+        return Entry(Estimate(value, value - half, value + half), 1, failed, missing)
+    return Entry(mean_over_seeds([float(np.mean(each)) for each in complete]), len(done), failed, missing)
 
 
 def _condition(row: Row) -> tuple[str, ...]:
@@ -299,23 +309,34 @@ def _best_first(methods: Sequence[str], section: Section, lower: bool) -> list[s
 
 
 def _blocks(
-    rows: Sequence[Row], metric: str, methods: Sequence[str], axes: Sequence[str]
+    rows: Sequence[Row], metric: str, methods: Sequence[str], column_axis: str | None
 ) -> tuple[list[str], tuple[str, ...], NDArray[np.float64]]:
-    """Means over seeds ``[N, K]``, a block a condition; of a single condition, a block a seed."""
-    key: Callable[[Row], str]
-    if axes:
-        key = lambda row: "\0".join(_condition(row))  # noqa: E731
-    else:
-        key = lambda row: label(row.seed)  # noqa: E731
-    found: dict[str, dict[str, list[float]]] = {}
+    """Ranked methods, those left out, and means ``[N, K]`` by block and ranked method.
+
+    A block is a value of every axis but the column axis: the shot counts of one data set are no independent
+    blocks. Without such axes it is a value of the column axis, without that a seed.
+    """
+    others = {axis for axis in varying_axes(rows) if axis != column_axis}
+    cells: dict[str, dict[tuple[str, ...], list[float]]] = {method: {} for method in methods}
+    blocks: dict[tuple[str, ...], tuple[str, ...]] = {}
     for row in rows:
         value = metric_of(row, metric)
-        if value is not None:
-            found.setdefault(key(row), {}).setdefault(row.method, []).append(value)
-    ranked = [method for method in methods if all(method in block for block in found.values())]
+        if value is None:
+            continue
+        condition = _condition(row) if column_axis is not None else (label(row.seed),)
+        own = tuple(f"{axis}={label(row.axes.get(axis))}" for axis in sorted(others))
+        blocks[condition] = own if others else condition
+        cells[row.method].setdefault(condition, []).append(value)
+    ranked = [method for method in methods if set(cells[method]) == set(blocks)]
     left_out = tuple(method for method in methods if method not in ranked)
-    means = [[float(np.mean(block[method])) for method in ranked] for block in found.values()]
-    return ranked, left_out, np.array(means).reshape(len(found), len(ranked))
+    means = [
+        [
+            float(np.mean([np.mean(cells[method][c]) for c, own in blocks.items() if own == block]))
+            for method in ranked
+        ]
+        for block in dict.fromkeys(blocks.values())
+    ]
+    return ranked, left_out, np.array(means).reshape(len(means), len(ranked))
 
 
 def _caption(summary: Summary, table: SuiteTable, axes: Sequence[str]) -> str:
