@@ -153,6 +153,58 @@ recipe(
 
 
 @app.command(
+    "eval",
+    help=_help(
+        "Run a grid of experiments, skip what is done, and report it as one table and page. "
+        "KEY=a,b or KEY=[a,b] is an axis; any other KEY=VALUE is an override of every run.",
+        (
+            "clipx eval suite=adapters",
+            "clipx eval 'method=[tip-adapter,gda]' 'shots=[1,4,16]' 'seed=[1,2,3]' data=digits",
+            "clipx eval suite=zeroshot 'model=[tiny,pretrain/infonce/latest]'",
+            "clipx eval suite=adapters launcher=joblib jobs=4",
+        ),
+    ),
+    short_help="Run a grid of experiments and report it as one table and page.",
+)
+def evaluate(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", hidden=True),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="NAMES", help="One method, or several: a,b; or all.")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try the cells again that failed.")] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the cells and their commands, and exit.")
+    ] = False,
+    config_dir: ConfigDir = None,
+    output_root: OutputRoot = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the report's path and errors only.")
+    ] = False,
+    json: Json = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    from clipx.commands.eval import execute
+    from clipx.commands.recipe import Options
+
+    options = Options(
+        command="eval",
+        overrides=list(overrides or []),
+        method=method,
+        config_dir=config_dir,
+        show_config=show_config,
+        debug=debug,
+        quiet=quiet,
+        json=json,
+        output_root=output_root,
+        argv=["clipx", *sys.argv[1:]],
+    )
+    raise typer.Exit(execute(options, retry=retry))
+
+
+@app.command(
     "methods",
     help=_help(
         "List the published methods, or show one.",

@@ -194,6 +194,60 @@ def compose_prepared(
     return composed, {str(key): value for key, value in chosen.items()}
 
 
+def compose_many(
+    command: str,
+    cells: Sequence[Sequence[str]],
+    config_dir: str | os.PathLike[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The resolved configurations of many runs of a command, as plain mappings.
+
+    Gives what ``compose`` and ``resolve`` give. Runs that choose the same method, model and data are composed
+    once, and their other overrides applied to copies of that.
+
+    Args:
+        command: pretrain, zeroshot, ...
+        cells: the overrides of every run, as ``prepare`` gives them.
+        config_dir: the user's own conf directory.
+
+    Raises:
+        ClipxError: a wrong choice, key or value, or one that is missing.
+    """
+    import copy
+
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    from clipx import config_errors
+
+    parser = functools.cache(lambda override: OverridesParser.create().parse_overrides([override])[0])
+    known = {*groups(config_dir), f"method/{command}"}
+    bases: dict[tuple[str, ...], DictConfig] = {}
+    found = []
+    for overrides in cells:
+        with config_errors.translated(command, overrides, config_dir):
+            parsed = [parser(override) for override in overrides]
+            chosen = tuple(
+                override
+                for override, each in zip(overrides, parsed, strict=True)
+                if each.key_or_group in known
+            )
+            if chosen not in bases:
+                bases[chosen] = _base(command, chosen, config_dir)
+            composed = copy.deepcopy(bases[chosen])
+            values = [each for each in parsed if each.key_or_group not in known]
+            OmegaConf.set_struct(composed, True)
+            ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+            config_errors.check_against(bases[chosen], values)
+            plain = OmegaConf.to_container(composed, resolve=True)
+        assert isinstance(plain, dict)
+        missing = sorted(key for key, value in flat(plain).items() if value == "???")
+        if missing:
+            raise _must_be_given(missing)
+        found.append({str(key): value for key, value in plain.items()})
+    return found
+
+
 def named(config: DictConfig, command: str, chosen: dict[str, Any]) -> DictConfig:
     """Write into the configuration which command and method it is for."""
     from omegaconf import open_dict
@@ -216,13 +270,22 @@ def resolve(config: DictConfig) -> DictConfig:
 
     missing = sorted(key for key, value in flat(config).items() if value == "???")
     if missing:
-        example = " ".join(f"{key}=..." for key in missing)
-        raise ClipxError(f"{', '.join(missing)} must be given", hint=f"add {example}")
+        raise _must_be_given(missing)
     with config_errors.translated(str(config.get("command", "")), [], None):
         resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     assert OmegaConf.is_dict(resolved)
     OmegaConf.set_struct(resolved, True)
     return resolved  # type: ignore[return-value]
+
+
+def _base(command: str, chosen: Sequence[str], config_dir: str | os.PathLike[str] | None) -> DictConfig:
+    composed, choices_made = compose_prepared(command, chosen, config_dir)
+    return named(composed, command, choices_made)
+
+
+def _must_be_given(keys: Sequence[str]) -> ClipxError:
+    example = " ".join(f"{key}=..." for key in keys)
+    return ClipxError(f"{', '.join(keys)} must be given", hint=f"add {example}")
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

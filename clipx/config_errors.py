@@ -94,10 +94,26 @@ def check_types(command: str, overrides: Sequence[str], config_dir: ConfigDir) -
     if not given:
         return
     base = _base(command, overrides, config_dir)
-    if base is None:
-        return
+    if base is not None:
+        _check_given(base, given)
+
+
+def check_against(base: Any, overrides: Sequence[Any]) -> None:
+    """As ``check_types``, with the defaults at hand.
+
+    Args:
+        base: the configuration in which only groups were chosen.
+        overrides: of single values, as Hydra's parser gives them.
+
+    Raises:
+        ClipxError: as ``check_types``.
+    """
+    _check_given(base, [(key, values) for key, values in map(_replaced, overrides) if key is not None])
+
+
+def _check_given(base: Any, given: Sequence[tuple[str, list[Any]]]) -> None:
     for key, values in given:
-        default = _select(base, key)
+        default = default_of(base, key)
         for value in values:
             wanted = _misfit(default, value)
             if wanted:
@@ -193,9 +209,13 @@ def _composed(command: str, overrides: tuple[str, ...], config_dir: str | None) 
 def _parsed(override: str) -> tuple[str | None, list[Any]]:
     """The key and value (or swept values) of an override that replaces a single value; else (None, [])."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return _replaced(OverridesParser.create().parse_override(override))
+
+
+def _replaced(parsed: Any) -> tuple[str | None, list[Any]]:
     from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 
-    parsed = OverridesParser.create().parse_override(override)
     if parsed.is_add() or parsed.is_force_add() or parsed.is_delete() or parsed.package is not None:
         return None, []
     if parsed.key_or_group.startswith("hydra"):
@@ -207,7 +227,8 @@ def _parsed(override: str) -> tuple[str | None, list[Any]]:
     return (None, []) if parsed.is_sweep_override() else (parsed.key_or_group, [value])
 
 
-def _select(base: Any, key: str) -> Any:
+def default_of(base: Any, key: str) -> Any:
+    """The value of a key, in plain types; None where there is none."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

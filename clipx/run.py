@@ -290,7 +290,7 @@ class Run:
             target.touch()
         try:
             patience = time.monotonic() + 2.0  # a reader that looks at the lock holds it for a moment
-            while (lock := _try_lock(target, "ab")) is None and time.monotonic() < patience:
+            while (lock := hold(target)) is None and time.monotonic() < patience:
                 time.sleep(0.02)
         except OSError:
             self._lock = target.open("ab")  # no locks on this file system: the pid in the status must do
@@ -302,12 +302,10 @@ class Run:
                 hint="wait for it, or stop it, and then resume",
             )
         self._lock = lock
-        _held.add(lock)
 
     def _release(self) -> None:
         if self._lock is not None:
-            _held.discard(self._lock)
-            self._lock.close()
+            let_go(self._lock)
             self._lock = None
 
 
@@ -488,6 +486,27 @@ def environment() -> dict[str, Any]:
         "git": _git_state(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+def hold(path: Path) -> IO[bytes] | None:
+    """Lock the file at ``path``, made where missing, until ``let_go`` or the end of this process.
+
+    Returns:
+        The open file that holds the lock; None where another process holds it.
+
+    Raises:
+        OSError: the file cannot be opened, or its file system has no locks.
+    """
+    lock = _try_lock(path, "ab")
+    if lock is not None:
+        _held.add(lock)
+    return lock
+
+
+def let_go(lock: IO[bytes]) -> None:
+    """Drop a lock that ``hold`` gave."""
+    _held.discard(lock)
+    lock.close()
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import os
 import shutil
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipx import config, config_errors, console
+from clipx import config, config_errors, console, launch
 from clipx.errors import ClipxError
 from clipx.run import Interrupted, Run, find_run, output_root, shown, write_problem
 
@@ -90,13 +89,44 @@ def execute(options: Options) -> int:
 
 def perform(options: Options, settings: DictConfig, run: Run) -> Outcome:
     """Call the recipe inside its run; however it ends becomes an outcome, a status and, if so, an error."""
-    outcome = Outcome(code=0, method=str(settings.get("method", "")))
+
+    def work() -> dict[str, Any] | None:
+        recipe = importlib.import_module(f"clipx.recipes.{options.command}")
+        return recipe.main(settings, run)
+
+    own = f" --config-dir {options.config_dir}" if options.config_dir else ""
+    return carry_out(
+        options,
+        run,
+        work,
+        method=str(settings.get("method", "")),
+        go_on=f"clipx {options.command} --resume {run.shown}{own}" if run.directory else None,
+    )
+
+
+def carry_out(
+    options: Options,
+    run: Run,
+    work: Callable[[], dict[str, Any] | None],
+    *,
+    method: str,
+    go_on: str | None,
+) -> Outcome:
+    """Do the work of a run; however it ends becomes an outcome, a status and, if so, an error.
+
+    Args:
+        options: the command line.
+        run: is left completed, failed or interrupted.
+        work: gives the metrics.
+        method: of the run.
+        go_on: the command that takes up the work after it was stopped.
+    """
+    outcome = Outcome(code=0, method=method)
     outcome.run = str(run.directory) if run.directory else None
     stdout = sys.stderr if options.json or options.quiet else sys.stdout
     try:
         with run, _termination(), contextlib.redirect_stdout(stdout), _disk_problems(run):
-            recipe = importlib.import_module(f"clipx.recipes.{options.command}")
-            outcome.metrics = console.finite(recipe.main(settings, run) or {})
+            outcome.metrics = console.finite(work() or {})
             run.results({"metrics": outcome.metrics})
     except ClipxError as error:
         outcome.code, outcome.error = 2, error.message
@@ -106,9 +136,7 @@ def perform(options: Options, settings: DictConfig, run: Run) -> Outcome:
     except (KeyboardInterrupt, Interrupted) as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
         outcome.code, outcome.error = 128 + signum, f"stopped by {signal.Signals(signum).name}"
-        own = f" --config-dir {options.config_dir}" if options.config_dir else ""
-        hint = f"clipx {options.command} --resume {run.shown}{own}" if run.directory else None
-        console.error(outcome.error, hint)
+        console.error(outcome.error, go_on)
     except Exception as error:
         outcome.code, outcome.error = 1, f"{type(error).__name__}: {error}"
         if options.debug:
@@ -125,8 +153,7 @@ def perform(options: Options, settings: DictConfig, run: Run) -> Outcome:
 def _hydra_main(
     options: Options, prepared: list[str], folder: Path | None, outcomes: list[Outcome], ledger: Path | None
 ) -> None:
-    """Hand over to ``hydra.main``; its task appends to ``outcomes``, or from any process to ``ledger``."""
-    import hydra
+    """Hand over to Hydra; its task appends to ``outcomes``, or from any process to ``ledger``."""
 
     def task(composed: DictConfig) -> float:
         from hydra.core.hydra_config import HydraConfig
@@ -144,35 +171,8 @@ def _hydra_main(
         key = key_metric(outcome.metrics, composed)
         return float("nan") if key is None else float(outcome.metrics[key])
 
-    # Hydra's own files and logs are off: a run writes what there is to keep. The user's hydra.* come after.
-    own = [
-        "hydra.output_subdir=null",
-        "hydra.job.chdir=false",
-        "hydra/job_logging=none",
-        "hydra/hydra_logging=none",
-    ]
-    own += [f"hydra.job.name=clipx-{options.command}", "hydra.run.dir=."]
-    if folder is not None:
-        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-        own += [f"hydra.sweep.dir='{quoted}'", "hydra.sweep.subdir=."]
-    arguments = [*own, *prepared]
-    if options.multirun:
-        arguments.append("--multirun")
-    if options.config_dir:
-        arguments += ["--config-dir", str(Path(options.config_dir).expanduser().absolute())]
-    before = sys.argv
-    sys.argv = ["clipx", *arguments]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
-    try:
-        with config_errors.translated(options.command, prepared, options.config_dir):
-            decorated = hydra.main(
-                version_base="1.3", config_path=str(config.conf_dir()), config_name=options.command
-            )(task)
-            config.with_architectures(decorated)
-    except Interrupted:
-        pass  # its outcome is recorded
-    finally:
-        sys.argv = before
+    with contextlib.suppress(Interrupted):  # its outcome is recorded
+        launch.hydra(options.command, task, prepared, scratch=folder, config_dir=options.config_dir)
 
 
 def _job(options: Options, composed: DictConfig, overrides: list[str]) -> Outcome:

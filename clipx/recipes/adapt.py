@@ -35,10 +35,10 @@ from clipx.features.encode import FeatureSet
 from clipx.features.projection import image_projection
 from clipx.features.views import Chosen, Views
 from clipx.inference.adapted import FOLDER, Adapted, describe, rows_of, save_adapted
-from clipx.inference.zero_shot import zero_shot_classifier
 from clipx.models.clip import CLIP
 from clipx.recipes.frozen import (
     check_skipped,
+    class_vectors,
     encoded,
     load_pretrained,
     model_arguments,
@@ -47,6 +47,7 @@ from clipx.recipes.frozen import (
     templates_of,
 )
 from clipx.recipes.parts import open_source
+from clipx.recipes.sharing import kept
 from clipx.reports.tables import METRIC_COLUMNS, markdown, metric_rows
 from clipx.run import Run, find_run
 from clipx.tasks.classification import Outcomes, accuracy, join, per_class
@@ -145,9 +146,9 @@ class _Bench:
                 hint="one name a class: labels=[...], or data.class_names",
             )
         self.templates = templates_of(config, self.source)
-        self.classifier = zero_shot_classifier(
+        self.classifier = class_vectors(
             clip, self.names, self.templates, batch_size=config.batch_size, precision=config.precision
-        ).to(clip.device)
+        )
         self.scale = float(clip.logit_scale.detach())
         self.given = _found_elsewhere(config, run)
         _build(config.adapter, 0, self.given)  # wrong hyperparameters are told before anything is encoded
@@ -267,17 +268,19 @@ class _Bench:
         return found
 
     def _augmented(self, source: Any, drawn: Draw, views: int) -> Any:
+        indices = tuple(drawn.indices.tolist())
         if views == 1:
-            return Chosen(source, drawn.indices.tolist())
+            return kept("selection", indices, (source,), lambda: Chosen(source, indices))
         low, high = self.config.view_scale
-        return Views(
-            source,
-            drawn.indices.tolist(),
-            views,
-            size=self.clip.image_size,
-            scale=(low, high),
-            flip=self.config.view_flip,
-            interpolation=self.clip.preprocess_cfg["interpolation"],
+        flip, interpolation = self.config.view_flip, self.clip.preprocess_cfg["interpolation"]
+        size = self.clip.image_size
+        return kept(
+            "selection",
+            (indices, views, size, low, high, flip, interpolation),
+            (source,),
+            lambda: Views(
+                source, indices, views, size=size, scale=(low, high), flip=flip, interpolation=interpolation
+            ),
         )
 
     def _say_short(self, drawn: Draw) -> None:
@@ -459,8 +462,7 @@ def _transferred(
     own = {each.casefold() for each in bench.names}
     known = all(each.casefold() in own for each in names)
     templates = bench.templates if known else list(source.templates or bench.templates)
-    vectors = zero_shot_classifier(bench.clip, names, templates, batch_size=bench.config.batch_size)
-    vectors = vectors.to(bench.clip.device)
+    vectors = class_vectors(bench.clip, names, templates, batch_size=bench.config.batch_size)
     plain = Adapted(bench.clip, zero_shot_of(vectors, vectors, bench.scale), names, templates)
 
     def features(clip: CLIP) -> FeatureSet:

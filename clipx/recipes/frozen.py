@@ -16,8 +16,10 @@ from clipx.data.loading import DEFAULT_TEMPLATES
 from clipx.data.templates import templates as find_templates
 from clipx.errors import ClipxError
 from clipx.features.encode import FeatureSet, Progress, encode
+from clipx.inference.zero_shot import zero_shot_classifier
 from clipx.models.clip import CLIP, WEIGHTS_FILE
 from clipx.models.loading import PRESETS, load
+from clipx.recipes.sharing import kept, sharing
 from clipx.reports.figures import confusion, save
 from clipx.run import Run
 from clipx.tasks.classification import Outcomes, confusion_matrix
@@ -41,7 +43,10 @@ def load_pretrained(model: DictConfig, device: str | None = None) -> CLIP:
     brings_its_own = name.startswith(("hf-hub:", "local-dir:")) or Path(name).exists()
     if arguments.get("pretrained") is None and not brings_its_own:
         raise ClipxError(f"model={name} has random weights", hint=_weights_hint(name))
-    return load(**arguments, device=device_of(device)).eval()
+    where = device_of(device)
+    return kept(
+        "model", repr((sorted(arguments.items()), where)), (), lambda: load(**arguments, device=where).eval()
+    )
 
 
 def model_arguments(model: DictConfig) -> dict[str, Any]:
@@ -84,6 +89,25 @@ def templates_of(config: DictConfig, source: Any) -> list[str]:
     return list(getattr(source, "templates", None) or DEFAULT_TEMPLATES)
 
 
+def class_vectors(
+    clip: CLIP,
+    names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    batch_size: int = 256,
+    precision: str = "fp32",
+) -> torch.Tensor:
+    """The zero-shot classifier ``[C, D]`` of a model for class names in prompts, on the model's device."""
+    return kept(
+        "classifier",
+        (tuple(names), tuple(templates), batch_size, precision),
+        (clip,),
+        lambda: zero_shot_classifier(clip, names, templates, batch_size=batch_size, precision=precision).to(
+            clip.device
+        ),
+    )
+
+
 def encoded(
     clip: CLIP,
     source: Any,
@@ -108,25 +132,33 @@ def encoded(
         announce: tell also that the store had them.
     """
     began = time.monotonic()
-    with progress("encoding") as told:
-        features = encode(
-            clip,
-            source,
-            split=split,
-            bank=bank,
-            text=text,
-            root=None if config.cache is None else Path(config.cache),
-            batch_size=config.batch_size,
-            workers=config.loader.workers,
-            precision=config.precision,
-            limit=limit,
-            progress=told,
-        )
+    found = []
+
+    def make() -> FeatureSet:
+        with progress("encoding") as told:
+            made = encode(
+                clip,
+                source,
+                split=split,
+                bank=bank,
+                text=text,
+                root=None if config.cache is None else Path(config.cache),
+                batch_size=config.batch_size,
+                workers=config.loader.workers,
+                precision=config.precision,
+                limit=limit,
+                progress=told,
+            )
+        found.append(made)
+        return made
+
+    key = (split, bank, text, config.cache, config.batch_size, config.precision, limit)
+    features = kept("features", key, (clip, source), make)
     seconds = console.duration(time.monotonic() - began)
     counts = f"{len(features):,} {what}"
     if features.text is not None:
         counts += f" and {len(features.texts):,} texts"
-    if features.encoded:
+    if found and features.encoded:
         console.info(f"encoded {counts} in {seconds}")
     elif announce:
         console.info(f"{counts} from the feature store")
@@ -180,7 +212,8 @@ def check_skipped(features: FeatureSet, split: str, max_bad: float, run: Run) ->
 def report_classes(
     run: Run, columns: Sequence[str], rows: Sequence[Sequence[Any]], seen: Outcomes, title: str
 ) -> None:
-    """Write the per-class table, whose first column names the classes, and the confusion figure.
+    """Write the per-class table, whose first column names the classes, and (but in a sweep that shares) the
+    confusion figure.
 
     Args:
         run: where to.
@@ -195,7 +228,7 @@ def report_classes(
     writer.writerows(rows)
     run.write_text("per_class.csv", file.getvalue())
     names = [str(row[0]) for row in rows]
-    if len(names) <= _LARGEST_FIGURE:
+    if len(names) <= _LARGEST_FIGURE and not sharing():  # a sweep of hundreds has figures of its own
         path = run.path("figures", "confusion.png")
         save(confusion(confusion_matrix(seen), names, title=title), path)
         console.info(f"figure {path}")

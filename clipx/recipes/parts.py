@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from clipx.config import build, flat
 from clipx.data.loading import is_stream
 from clipx.models.clip import CLIP
+from clipx.recipes.sharing import kept
 from clipx.run import Run
 from clipx.training.checkpoints import written_whole
 from clipx.training.optimizer import parameter_groups
@@ -19,7 +20,12 @@ _LOOKED_AT = 32
 
 def open_source(node: DictConfig, split: str) -> Any:
     """The source of ``conf/data/<name>.yaml`` for a split: train, validation or test."""
-    return build(node, split=split)
+    return kept(
+        "source",
+        (split, repr(OmegaConf.to_container(node, resolve=True))),
+        (),
+        lambda: build(node, split=split),
+    )
 
 
 def batch_fields(source: Any) -> set[str]:

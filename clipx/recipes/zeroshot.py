@@ -21,6 +21,7 @@ from clipx.inference.zero_shot import compare, embed_images
 from clipx.models.clip import CLIP
 from clipx.recipes.frozen import check_skipped, encoded, load_pretrained, report_classes, templates_of
 from clipx.recipes.parts import open_source
+from clipx.recipes.sharing import kept
 from clipx.reports.tables import METRIC_COLUMNS, markdown, metric_rows
 from clipx.run import Run, find_run
 from clipx.tasks.classification import Outcomes, accuracy, per_class
@@ -147,8 +148,12 @@ def _over(adapted: Adapted, names: Sequence[str], config: DictConfig) -> Adapted
 def _class_vectors(
     clip: CLIP, names: Sequence[str], templates: Sequence[str], config: DictConfig
 ) -> torch.Tensor:
-    method = build(config.classifier)
-    return method(clip, [str(name) for name in names], templates, batch_size=config.batch_size)
+    def make() -> torch.Tensor:
+        method = build(config.classifier)
+        return method(clip, [str(name) for name in names], templates, batch_size=config.batch_size)
+
+    made_from = (repr(config.classifier), tuple(names), tuple(templates), config.batch_size)
+    return kept("classifier", made_from, (clip,), make)
 
 
 def _report_classes(seen: Outcomes, names: Sequence[str], config: DictConfig, run: Run, title: str) -> None:

@@ -1,0 +1,297 @@
+"""``clipx eval``: make the runs of a suite that are not made yet, one after another or in several jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from clipx import config, console, launch
+from clipx.commands.recipe import Options, perform
+from clipx.errors import ClipxError
+from clipx.recipes.sharing import Shared, shared
+from clipx.run import Interrupted, Run, write_problem
+from clipx.suites.cells import Cell
+from clipx.suites.index import CellIndex, Entry
+from clipx.suites.memory import PeakMemory
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass
+class Work:
+    """Cells to be computed, by this process or by jobs that get a copy.
+
+    Attributes:
+        cells: in the order of work.
+        root: the output root.
+        config_dir: the user's own conf directory.
+        failed: what was known of failed cells that are to be tried again, by key.
+    """
+
+    cells: list[Cell]
+    root: Path
+    config_dir: str | None = None
+    failed: dict[str, Entry] = field(default_factory=dict)
+
+    def left(self, cell: Cell, index: CellIndex) -> bool:
+        """Whether a cell is still to be computed; one that failed is tried again once."""
+        entry = index.find(cell.key)
+        if entry is None or entry.status == "running":
+            return True
+        return entry.status == "failed" and self.failed.get(cell.key) == entry
+
+
+class Teller:
+    """Says how the work goes on: a bar on a terminal, now and then a line elsewhere.
+
+    Args:
+        total: number of cells.
+    """
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.total, self.done, self._began = total, 0, time.monotonic()
+        self._last, self._said = self._began, set[str]()
+        self._screen = console.stderr()
+        columns = (
+            TextColumn("[bold]cells"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._bar = Progress(
+            *columns,
+            console=self._screen,
+            transient=True,
+            disable=not self._screen.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> Teller:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, cell: Cell) -> None:
+        """A cell is being computed."""
+        self._bar.update(self._task, description=cell.label)
+
+    def end(self, done: int) -> None:
+        """So many cells are finished."""
+        self.done = done
+        self._bar.update(self._task, completed=done)
+        now = time.monotonic()
+        if not self._screen.is_terminal and done and (now - self._last >= 10 or done == self.total):
+            self._last = now
+            rest = console.duration((now - self._began) / done * (self.total - done))
+            self.say(f"{done} of {self.total} cells, {rest} left" if done < self.total else f"{done} cells")
+
+    def say(self, message: str, *, once: bool = False) -> None:
+        """One line above the bar."""
+        if once and message in self._said:
+            return
+        self._said.add(message)
+        self._screen.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """A warning, once however many cells give it, also under ``--quiet``."""
+        if message in self._said:
+            return
+        self._said.add(message)
+        if self._screen.is_terminal:
+            self._screen.print(
+                f"[bold yellow]warning:[/] {_escaped(message)}", highlight=False, soft_wrap=True
+            )
+        else:
+            console.warn(message)
+
+
+def main(
+    work: Work, *, launcher: str | None = None, jobs: int = 1, settings: Sequence[str] = ()
+) -> dict[str, float]:
+    """Compute what is left of the cells; a cell that fails does not stop the others.
+
+    Args:
+        work: the cells.
+        launcher: of Hydra, to do it in jobs; None to do it here.
+        jobs: how many.
+        settings: overrides of the launcher's own.
+
+    Returns:
+        How many cells were computed.
+
+    Raises:
+        Interrupted: a signal stopped the cell that was being computed.
+        ClipxError: the output root cannot be written, or there is no such launcher.
+    """
+    with Teller(len(work.cells)) as teller:
+        if launcher is None:
+            return {"computed": float(compute(work, teller))}
+        return {"computed": float(_in_jobs(work, teller, launcher, jobs, settings))}
+
+
+def compute(work: Work, teller: Teller | None = None) -> int:
+    """Compute cells in this process until none is left that no other process computes.
+
+    Returns:
+        How many cells were computed here.
+    """
+    index, computed, waiting = CellIndex(work.root), 0, list(work.cells)
+    config.import_from(work.config_dir)
+    finished = 0
+    with shared() as things:
+        while waiting:
+            busy = []
+            for cell in waiting:
+                with index.claim(cell.key) as mine:
+                    if not mine:
+                        busy.append(cell)
+                        continue
+                    if work.left(cell, index):
+                        if teller is not None:
+                            teller.begin(cell)
+                        _one(cell, work, index, things, teller)
+                        computed += 1
+                finished += 1
+                if teller is not None:
+                    teller.end(finished)
+            if len(busy) == len(waiting):
+                if teller is not None:
+                    teller.say(f"waiting for {len(busy)} cells that another process computes", once=True)
+                time.sleep(_POLL_SECONDS)
+            waiting = busy
+    return computed
+
+
+def _one(cell: Cell, work: Work, index: CellIndex, things: Shared, teller: Teller | None) -> None:
+    run = _run_of(cell, work, index)
+    assert run.directory is not None
+    place = run.directory.relative_to(work.root).as_posix()
+    options = Options(
+        command=cell.command, overrides=list(cell.overrides), config_dir=work.config_dir, argv=list(cell.argv)
+    )
+    settings = OmegaConf.create(cell.settings)
+    OmegaConf.set_struct(settings, True)
+    before = [(model, _state(model)) for model in things.models()]
+    memory = PeakMemory()
+    with _logged(run.directory / "log.txt") as log:
+        outcome = perform(options, settings, run)
+    if outcome.code > 128:
+        raise Interrupted(outcome.code - 128)
+    status = "failed" if outcome.code else "completed"
+    index.note(cell.key, Entry(place, status, outcome.error, outcome.seconds, memory.read()))  # type: ignore[arg-type]
+    for model, state in before:
+        if _state(model) != state:  # the next cell gets the model as it was
+            things.forget(model)
+    if teller is not None:
+        for warning in _warnings(log):
+            teller.warn(warning)
+        if outcome.code:
+            teller.warn(f"{cell.label}: {outcome.error}")
+
+
+def _run_of(cell: Cell, work: Work, index: CellIndex) -> Run:
+    """A run for the cell: the one that was stopped, if there is one, else a new one."""
+    entry = index.find(cell.key)
+    if entry is not None and entry.status == "running" and entry.run is not None:
+        with contextlib.suppress(ClipxError):  # somebody resumed it by hand
+            return Run.open(work.root / entry.run, argv=cell.argv)
+    run = Run.create(
+        work.root,
+        cell.command,
+        cell.method,
+        cell.settings,
+        argv=cell.argv,
+        overrides=cell.overrides,
+    )
+    assert run.directory is not None
+    index.note(cell.key, Entry(run.directory.relative_to(work.root).as_posix(), "running"))
+    return run
+
+
+def _state(model: Any) -> list[tuple[Any, ...]]:
+    """What tells whether a model is as it was: its tensors, how often each was written to, what trains."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return [
+        (name, id(tensor), tensor._version, tensor.requires_grad, model.training)
+        for name, tensor in tensors.items()
+    ]
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[list[str]]:
+    """Within the block what would go to the terminal goes to a file; afterwards its lines are in the list."""
+    lines: list[str] = []
+    try:
+        with path.open("a", encoding="utf-8", errors="replace", buffering=1) as file:
+            start = file.tell()
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                yield lines
+    except OSError as problem:
+        raise write_problem(problem, path.parent) from problem
+    with path.open(encoding="utf-8", errors="replace") as written:
+        written.seek(start)
+        lines.extend(written.read().splitlines())
+
+
+def _warnings(lines: Sequence[str]) -> list[str]:
+    mark = "warning: "
+    return [line.removeprefix(mark) for line in lines if line.startswith(mark)]
+
+
+def _in_jobs(work: Work, teller: Teller, launcher: str, jobs: int, settings: Sequence[str]) -> int:
+    """Let jobs compute the cells, each all that no other has; tell from the index how it goes on."""
+    index, stop = CellIndex(work.root), threading.Event()
+    before = sum(not work.left(cell, index) for cell in work.cells)
+
+    def watch() -> None:
+        while not stop.wait(_POLL_SECONDS):
+            teller.end(sum(not work.left(cell, index) for cell in work.cells))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=".jobs-", dir=work.root))
+    except OSError as problem:
+        raise write_problem(problem, work.root) from problem
+    watcher.start()
+    try:
+        launch.jobs(
+            "eval",
+            lambda number: compute(work),
+            launcher=launcher,
+            number=min(jobs, len(work.cells)),
+            settings=settings,
+            scratch=scratch,
+            config_dir=work.config_dir,
+        )
+    finally:
+        stop.set()
+        watcher.join()
+        shutil.rmtree(scratch, ignore_errors=True)
+    left = [cell for cell in work.cells if work.left(cell, index)]
+    if left:
+        raise ClipxError(f"{len(left)} cells were not computed: a job ended early", hint="run it again")
+    for cell in work.cells:
+        entry = index.find(cell.key)
+        if entry is not None and entry.status == "failed":
+            teller.warn(f"{cell.label}: {entry.error}")
+    return len(work.cells) - before
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")
