@@ -63,7 +63,7 @@ class SuiteComparison:
         """Rows of a table under ``COLUMNS``; a star at the differences that are significant."""
         values = [value for each in self.methods.values() for value in (each.first, each.second)]
         decimals = 3 if all(-1 <= value <= 1 for value in values) else None
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for method, each in self.methods.items():
             found = each.comparison
             spread = "-"

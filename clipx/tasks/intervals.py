@@ -4,7 +4,7 @@ Every interval treats the rows it is given as independent draws. Captions of one
 text-to-image interval over several captions an image is somewhat narrow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -115,6 +115,28 @@ def _resampled_means(rows: NDArray[np.float64], seed: int, draws: int) -> NDArra
         for start in range(0, draws, at_once)
     ]
     return np.concatenate(means)
+
+
+def resampled(
+    statistic: Callable[[NDArray[np.float64]], ArrayLike], size: int, *, seed: int = 0, draws: int = 200
+) -> NDArray[np.float64]:
+    """A statistic of rows drawn again with replacement: its bootstrap draws ``[draws, ...]``.
+
+    Args:
+        statistic: one or several numbers from how often each row was drawn, ``[size]``, summing to ``size``.
+        size: number of rows, >= 1.
+        seed: of the draws.
+        draws: how many.
+    """
+    generator = np.random.default_rng(seed)
+    rows = (generator.integers(0, size, size) for _ in range(draws))
+    return np.array([statistic(np.bincount(each, minlength=size).astype(np.float64)) for each in rows])
+
+
+def percentile_interval(value: float, draws: ArrayLike) -> Estimate:
+    """A value with the percentile interval of its bootstrap draws, widened to hold it; NaN does not count."""
+    low, high = np.nanquantile(np.asarray(draws, np.float64), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, min(value, float(low)), max(value, float(high)))
 
 
 def mean_over_seeds(values: ArrayLike) -> Estimate:
