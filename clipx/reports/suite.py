@@ -121,6 +121,7 @@ def write_report(table: SuiteTable, folder: Path) -> Report:
     pictures = []
     for drawing in drawings(table, summary, folder):
         files.append(save(drawing.figure, folder / "figures" / f"{drawing.name}.png"))
+        drawing.figure.set_layout_engine("none")  # where saving put everything, it stays
         svg = inline_svg(drawing.figure, prefix=drawing.name, label=drawing.caption)
         pictures.append(Picture(svg, drawing.caption, drawing.wide))
     files.append(_write(folder / "report.html", page(table, summary, pictures).encode()))

@@ -20,8 +20,8 @@ from clipx.tasks.intervals import Estimate, mean_over_seeds
 if TYPE_CHECKING:
     from clipx.reports.suite import Row, SuiteTable, Value
 
-Condition = tuple["Value", ...]
-"""A value of every varying axis: what all seeds of one entry share."""
+_Condition = tuple[str, ...]
+"""The value of every axis, written out: what all seeds of a method share."""
 
 
 @dataclass(frozen=True)
@@ -212,16 +212,17 @@ def _sections(
     rows: Sequence[Row], metric: str, methods: Sequence[str], axes: Sequence[str], column_axis: str | None
 ) -> list[Section]:
     if column_axis is None:
-        return [Section("", (metric,), {m: (_entry(rows, metric, m),) for m in methods})]
+        return [Section("", (metric,), {m: (e,) for m, e in _entries(rows, metric, methods).items()})]
     others = [axis for axis in axes if axis != column_axis]
     across = axis_values(rows, column_axis)
-    parts = []
-    for condition in itertools.product(*(axis_values(rows, axis) for axis in others)):
-        own = [r for r in rows if _has(r, others, condition)]
-        if own:
-            title = ", ".join(f"{axis}={label(v)}" for axis, v in zip(others, condition, strict=True))
-            parts.append((title, own))
-    sections = [_section(title, own, metric, methods, column_axis, across) for title, own in parts]
+    parts: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        parts.setdefault(tuple(label(row.axes.get(axis)) for axis in others), []).append(row)
+    sections = []
+    for condition in itertools.product(*([label(v) for v in axis_values(rows, axis)] for axis in others)):
+        if condition in parts:
+            title = ", ".join(f"{axis}={value}" for axis, value in zip(others, condition, strict=True))
+            sections.append(_section(title, parts[condition], metric, methods, column_axis, across))
     if len(sections) > 1:
         sections.insert(
             0, _section(f"mean over {' and '.join(others)}", rows, metric, methods, column_axis, across)
@@ -242,39 +243,42 @@ def _section(
     if len(across) > 1:
         parts.append(list(rows))
         columns.append("mean")
-    entries = {m: tuple(_entry(part, metric, m) for part in parts) for m in methods}
-    return Section(title, tuple(columns), entries)
+    entries = [_entries(part, metric, methods) for part in parts]
+    return Section(title, tuple(columns), {m: tuple(part[m] for part in entries) for m in methods})
 
 
 def _heading(axis: str, value: Value) -> str:
     return label(value) if isinstance(value, str) else f"{axis}={label(value)}"
 
 
-def _has(row: Row, axes: Sequence[str], condition: Condition) -> bool:
-    return all(label(row.axes.get(a)) == label(v) for a, v in zip(axes, condition, strict=True))
+def _entries(rows: Sequence[Row], metric: str, methods: Sequence[str]) -> dict[str, Entry]:
+    """Every method over these rows, all of whose conditions it must have."""
+    cells: dict[str, list[tuple[Row, _Condition]]] = {method: [] for method in methods}
+    for row in rows:
+        cells[row.method].append((row, _condition(row)))
+    wanted = {condition for each in cells.values() for _, condition in each}
+    return {method: _entry(each, metric, wanted) for method, each in cells.items()}
 
 
-def _entry(rows: Sequence[Row], metric: str, method: str) -> Entry:
-    """Mean over seeds of the mean over these rows' conditions; an interval of one cell is its own."""
-    own = [row for row in rows if row.method == method]
-    done = [(row, value) for row in own if (value := metric_of(row, metric)) is not None]
-    failed = sum(row.status == "failed" for row in own)
-    missing = len(own) - len(done) - failed
-    wanted = {_condition(row) for row in rows}
-    seeds: dict[str, dict[tuple[str, ...], float]] = {}
-    for row, value in done:
-        seeds.setdefault(label(row.seed), {})[_condition(row)] = value
+def _entry(cells: Sequence[tuple[Row, _Condition]], metric: str, wanted: set[_Condition]) -> Entry:
+    """Mean over seeds of the mean over the wanted conditions; an interval of one cell is its own."""
+    done = [(row, where, value) for row, where in cells if (value := metric_of(row, metric)) is not None]
+    failed = sum(row.status == "failed" for row, _ in cells)
+    missing = len(cells) - len(done) - failed
+    seeds: dict[str, dict[_Condition, float]] = {}
+    for row, where, value in done:
+        seeds.setdefault(label(row.seed), {})[where] = value
     complete = [list(by.values()) for by in seeds.values() if set(by) == wanted]
     if not complete:
         return Entry(None, len(done), failed, missing)
     if len(done) == 1:
-        row, value = done[0]
+        row, _, value = done[0]
         half = row.metrics.get(f"{metric}_ci") or 0.0
         return Entry(Estimate(value, value - half, value + half), 1, failed, missing)
     return Entry(mean_over_seeds([float(np.mean(each)) for each in complete]), len(done), failed, missing)
 
 
-def _condition(row: Row) -> tuple[str, ...]:
+def _condition(row: Row) -> _Condition:
     return tuple(f"{axis}={label(value)}" for axis, value in sorted(row.axes.items()))
 
 

@@ -60,7 +60,7 @@ def _bins(values: Tensor, bins: int, scheme: Scheme) -> Tensor:
     if scheme == "equal-width":
         return ((values * bins).ceil().long() - 1).clamp(0, bins - 1)
     edges = values.sort().values[torch.arange(1, bins, device=values.device) * len(values) // bins]
-    return torch.searchsorted(edges, values, right=True)
+    return torch.searchsorted(edges, values.contiguous(), right=True)
 
 
 def _reliability(values: Tensor, right: Tensor, place: Tensor, bins: int, weights: Tensor) -> Reliability:
