@@ -78,8 +78,9 @@ def panels(
         _scale(axes, x)
     for axes in grid[:, 0]:
         axes.set_ylabel(ylabel)
-    for axes in grid[-1]:
+    for axes in grid.flat[max(0, len(parts) - columns) : len(parts)]:
         axes.set_xlabel(xlabel)
+        axes.tick_params(labelbottom=True)
     handles = {h.get_label(): h for axes in grid.flat for h in axes.lines}
     figure.legend(
         [handles[method] for method in methods if method in handles],

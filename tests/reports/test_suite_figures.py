@@ -41,6 +41,8 @@ def test_curves_have_bands_gaps_and_a_legend_without_repeats():
     assert first.collections[0].get_datalim(first.transData).y0 == pytest.approx(0.4)
     assert (first.get_title("left"), second.get_title("left")) == ("one", "two")
     assert first.get_xscale() == "log"
+    four = panels(dict.fromkeys("uvwx", parts["one"]), [1, 4, 16], xlabel="shots", ylabel="", styles=styles)
+    assert [axes.get_xlabel() for axes in four.axes[:4]] == ["", "shots", "shots", "shots"]
     assert [text.get_text() for text in figure.legends[0].texts] == ["a"]
     assert panels(parts, [0, 1, 2], xlabel="", ylabel="", styles=styles).axes[0].get_xscale() == "linear"
 
