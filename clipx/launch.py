@@ -98,21 +98,30 @@ def jobs(
         ClipxError: the launcher's plugin is not installed, there is no such launcher, or its settings are
             wrong.
     """
-    check_launcher(launcher)
-    own = [f"hydra/launcher={launcher}"] if launcher != "basic" else []
-    own += [f"hydra.launcher.n_jobs={number}"] if launcher == "joblib" else []
-    numbers = ",".join(map(str, range(number)))
     hydra(
         command,
         lambda composed: task(int(composed.job)),
-        [*own, *settings, f"+job={numbers}"] if number > 1 else [*own, *settings, "+job=0"],
+        [*_launcher(launcher, number, settings), f"+job={','.join(map(str, range(number)))}"],
         scratch=scratch,
         config_dir=config_dir,
     )
 
 
-def check_launcher(launcher: str) -> None:
-    """Raise a ClipxError where a launcher's plugin is not installed, naming the extra that brings it."""
+def check_launcher(command: str, launcher: str, settings: Sequence[str] = ()) -> None:
+    """Check that ``jobs`` could start.
+
+    Raises:
+        ClipxError: the launcher's plugin is not installed (the hint names the extra that brings it), there is
+            no such launcher, or a setting of it is wrong.
+    """
     plugin, extra = _PLUGINS.get(launcher, (None, ""))
     if plugin is not None and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
         raise missing_extra(plugin.replace("_", "-"), extra)
+    overrides = _launcher(launcher, 1, settings)
+    with config_errors.translated(command, overrides, None):
+        config.compose_prepared(command, overrides)
+
+
+def _launcher(launcher: str, number: int, settings: Sequence[str]) -> list[str]:
+    own = [f"hydra.launcher.n_jobs={number}"] if launcher == "joblib" else []
+    return [f"hydra/launcher={launcher}", *own, *settings]

@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -101,6 +102,7 @@ class Run:
         *,
         argv: Sequence[str] | None = None,
         overrides: Sequence[str] = (),
+        surroundings: dict[str, Any] | None = None,
     ) -> Run:
         """Claim the next version under ``root/command/method`` and write what is known at the start.
 
@@ -110,6 +112,7 @@ class Run:
             config: the resolved configuration.
             argv: the command line as given; sys.argv by default.
             overrides: what the user changed, kept so that a resume can tell whether it asks for the same.
+            surroundings: what ``environment`` gave, of a process that starts many runs; None to look now.
 
         Raises:
             ClipxError: the folder cannot be written.
@@ -121,12 +124,16 @@ class Run:
             family.mkdir(parents=True, exist_ok=True)
             directory = _claim(family)
         run = cls(directory)
-        run._acquire()
-        started = _now()
-        run._write_status({"status": "running", "started": started, "ended": None, "seconds": 0.0})
-        run._write("config.yaml", _yaml(config))
-        run._write("command.txt", _command_line(argv) + "\n")
-        run._write("environment.json", _json({**environment(), "overrides": list(overrides)}))
+        try:
+            run._acquire()
+            run._write_status({"status": "running", "started": _now(), "ended": None, "seconds": 0.0})
+            run._write("config.yaml", _yaml(config))
+            run._write("command.txt", _command_line(argv) + "\n")
+            found = environment() if surroundings is None else surroundings
+            run._write("environment.json", _json({**found, "overrides": list(overrides)}))
+        except (KeyboardInterrupt, Interrupted):
+            run.discard()
+            raise
         return run
 
     @classmethod
@@ -155,6 +162,12 @@ class Run:
             with (directory / "command.txt").open("a", encoding="utf-8") as file:
                 file.write(_command_line(argv) + "\n")
         return run
+
+    def discard(self) -> None:
+        """Take back a run in which nothing was done yet."""
+        self._release()
+        if self.writes and self.directory is not None:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
     def shown(self) -> str:

@@ -37,7 +37,7 @@ def execute(options: Options, *, retry: bool = False) -> int:
     root = output_root(options.output_root)
     suite = open_suite(options.overrides, method=options.method, config_dir=options.config_dir)
     if suite.launcher is not None:
-        launch.check_launcher(suite.launcher)
+        launch.check_launcher("eval", suite.launcher, suite.launcher_settings)
     index = CellIndex(root)
     drafts = suite.drafts(options.config_dir, root)
     digest = digest_of(drafts, options.config_dir)
@@ -92,7 +92,7 @@ def _work(
         with contextlib.suppress(OSError):  # a full disk is told by what comes next
             remember(index, digest, cells)
         done = len({cell.key for cell in cells}) - len(left)
-        console.info(f"{len(left)} cells to compute" + (f", {done} are finished" if done else ""))
+        console.info(f"{len(left)} cells to compute" + (f", {done} finished" if done else ""))
         failed = {cell.key: entry for cell in left if (entry := index.find(cell.key)) is not None}
         failed = {key: entry for key, entry in failed.items() if entry.status == "failed"}
         work = recipe.Work(in_order_of_work(left), index.root, options.config_dir, failed)
@@ -150,7 +150,7 @@ def _finish(options: Options, suite: Suite, cells: list[Cell], index: CellIndex,
 
 
 def _tell(failed: Sequence[tuple[Cell, Entry]]) -> None:
-    print(f"\n{len(failed)} cells failed:")
+    print(f"\n{len(failed)} cell{'s' if len(failed) > 1 else ''} failed:")
     for cell, entry in failed[:_SHOWN_FAILURES]:
         print(f"  {cell.label}: {entry.error or 'stopped'}")
     if len(failed) > _SHOWN_FAILURES:

@@ -18,7 +18,7 @@ from clipx import config, console, launch
 from clipx.commands.recipe import Options, perform
 from clipx.errors import ClipxError
 from clipx.recipes.sharing import Shared, shared
-from clipx.run import Interrupted, Run, write_problem
+from clipx.run import Interrupted, Run, environment, write_problem
 from clipx.suites.cells import Cell
 from clipx.suites.index import CellIndex, Entry
 from clipx.suites.memory import PeakMemory
@@ -152,6 +152,7 @@ def compute(work: Work, teller: Teller | None = None) -> int:
         How many cells were computed here.
     """
     index, computed, waiting = CellIndex(work.root), 0, list(work.cells)
+    surroundings = environment()
     config.import_from(work.config_dir)
     finished = 0
     with shared() as things:
@@ -165,7 +166,7 @@ def compute(work: Work, teller: Teller | None = None) -> int:
                     if work.left(cell, index):
                         if teller is not None:
                             teller.begin(cell)
-                        _one(cell, work, index, things, teller)
+                        _one(cell, _run_of(cell, work, index, surroundings), work, index, things, teller)
                         computed += 1
                 finished += 1
                 if teller is not None:
@@ -178,8 +179,7 @@ def compute(work: Work, teller: Teller | None = None) -> int:
     return computed
 
 
-def _one(cell: Cell, work: Work, index: CellIndex, things: Shared, teller: Teller | None) -> None:
-    run = _run_of(cell, work, index)
+def _one(cell: Cell, run: Run, work: Work, index: CellIndex, things: Shared, teller: Teller | None) -> None:
     assert run.directory is not None
     place = run.directory.relative_to(work.root).as_posix()
     options = Options(
@@ -205,7 +205,7 @@ def _one(cell: Cell, work: Work, index: CellIndex, things: Shared, teller: Telle
             teller.warn(f"{cell.label}: {outcome.error}")
 
 
-def _run_of(cell: Cell, work: Work, index: CellIndex) -> Run:
+def _run_of(cell: Cell, work: Work, index: CellIndex, surroundings: dict[str, Any]) -> Run:
     """A run for the cell: the one that was stopped, if there is one, else a new one."""
     entry = index.find(cell.key)
     if entry is not None and entry.status == "running" and entry.run is not None:
@@ -218,9 +218,14 @@ def _run_of(cell: Cell, work: Work, index: CellIndex) -> Run:
         cell.settings,
         argv=cell.argv,
         overrides=cell.overrides,
+        surroundings=surroundings,
     )
     assert run.directory is not None
-    index.note(cell.key, Entry(run.directory.relative_to(work.root).as_posix(), "running"))
+    try:
+        index.note(cell.key, Entry(run.directory.relative_to(work.root).as_posix(), "running"))
+    except BaseException:
+        run.discard()
+        raise
     return run
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from clipx.errors import ClipxError
 
 _PLAIN = re.compile(r"[A-Za-z_][\w./:@-]*|[./~][\w./:@~-]*")
-_WORDS = {"null", "true", "false", "nan", "inf", "none"}
+_WORDS = {"null", "true", "false", "nan", "inf"}
 ALWAYS_AXES = ("method", "model", "data", "shots", "seed")
 """Keys of which a list is always several values: a cell's seed is one, whatever the default of the key."""
 
