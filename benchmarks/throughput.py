@@ -136,6 +136,7 @@ def clipx_command(
         *(sys.executable, str(HERE / "peers.py"), "clipx", "pretrain", "--output-root", str(folder / "runs")),
         *(f"model={model}", *data, f"training.batch_size={options.batch_size}", f"training.steps={steps}"),
         *("training.evaluate_every=null", "training.checkpoint_every=null", "optim.lr=1e-3"),
+        *("augment.scale=[0.9,1.0]", "augment.ratio=[0.75,1.3333333]"),
         *("optim.weight_decay=0.1", f"loader.workers={options.workers}"),
     ]
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from clipx.errors import BadSample, ClipxError, did_you_mean
 
+STRETCHED = (3 / 4, 4 / 3)
+"""Width over height of the crops of torchvision and open_clip, which few-shot papers train on."""
 _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -72,15 +74,15 @@ class _Inference:
 
 
 class TrainTransform:
-    """Random resized crop and optional mirror, the augmentation CLIP was trained with.
+    """Random crop and optional mirror; by default the square crop that CLIP was trained with.
 
-    Radford et al. 2021, section 2.4 (a random square crop of the resized image is the only augmentation).
+    Radford et al. 2021, section 2.4: a random square crop of the resized image is the only augmentation.
     Draws come from the generator handed in, so an image is a pure function of (seed, epoch, index).
 
     Args:
         size: output side, pixels.
         scale: smallest and largest share of the area that is kept, in (0, 1].
-        ratio: smallest and largest aspect ratio of the crop.
+        ratio: smallest and largest width over height of the crop; open_clip has ``STRETCHED``.
         flip: probability of a left-right mirror, in [0, 1]; 0 where captions speak of left and right.
         interpolation: ``bicubic`` or ``bilinear``.
 
@@ -92,7 +94,7 @@ class TrainTransform:
         self,
         size: int,
         scale: tuple[float, float] = (0.9, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        ratio: tuple[float, float] = (1.0, 1.0),
         flip: float = 0.0,
         interpolation: str = "bicubic",
     ) -> None:
@@ -129,9 +131,10 @@ class TrainTransform:
                 left = int(generator.integers(0, width - w + 1))
                 top = int(generator.integers(0, height - h + 1))
                 return left, top, left + w, top + h
-        # No crop of that shape fits, the image is too long: the most of its middle that the ratio allows.
+        # No crop of that area fits, the image is too long: the largest that the ratio allows, anywhere. For a
+        # square this is CLIP's own crop.
         low, high = (math.exp(bound) for bound in self.log_ratio)
         w = min(width, max(1, round(height * high)))
         h = min(height, max(1, round(width / low)))
-        left, top = (width - w) // 2, (height - h) // 2
+        left, top = int(generator.integers(0, width - w + 1)), int(generator.integers(0, height - h + 1))
         return left, top, left + w, top + h

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clipx.data.order import sample_generator
-from clipx.data.transforms import TrainTransform
+from clipx.data.transforms import STRETCHED, TrainTransform
 from clipx.errors import BadSample, ClipxError
 from clipx.features.selection import Selection
 
@@ -74,7 +74,9 @@ class Views:
         self.views = views
         self.classes = source.classes
         self.templates = source.templates
-        self.transform = TrainTransform(size, (scale[0], scale[1]), flip=flip, interpolation=interpolation)
+        self.transform = TrainTransform(
+            size, (scale[0], scale[1]), STRETCHED, flip=flip, interpolation=interpolation
+        )
         if hasattr(source, "fingerprint"):
             settings = (views, size, tuple(scale), flip, interpolation, _VIEW_SEED)
             self.fingerprint = partial(_fingerprint, source, self.indices, settings)

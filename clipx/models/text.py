@@ -6,8 +6,8 @@ from open_clip.model import CLIP as OpenCLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
-_STEP = 8
-"""Lengths are multiples of this: few shapes to compile for, and whole tiles for matrix units."""
+_STEP = 4
+"""Lengths are multiples of this: few shapes to compile for."""
 
 
 def causal_tower(model: nn.Module) -> Any | None:

@@ -29,7 +29,7 @@ from clipx.data.fewshot import (
     validation_shots,
 )
 from clipx.data.shots import ShotImages
-from clipx.data.transforms import TrainTransform
+from clipx.data.transforms import STRETCHED, TrainTransform
 from clipx.errors import ClipxError, did_you_mean
 from clipx.features.encode import FeatureSet
 from clipx.features.projection import image_projection
@@ -339,6 +339,7 @@ class _Bench:
         transform = TrainTransform(
             self.clip.image_size,
             (low, high),
+            STRETCHED,
             flip=self.config.view_flip,
             interpolation=self.clip.preprocess_cfg["interpolation"],
         )

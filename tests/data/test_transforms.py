@@ -88,13 +88,27 @@ def test_crops_stay_in_the_image_and_in_their_ranges():
 
 
 @pytest.mark.parametrize("size", [(300, 20), (20, 300)])
-def test_a_long_image_gives_the_most_of_its_middle(size):
-    """The fallback of torchvision's RandomResizedCrop."""
+def test_a_long_image_gives_as_much_as_the_ratio_allows(size):
+    """As large as the fallback of torchvision's RandomResizedCrop, but not always of the middle."""
     from torchvision.transforms import RandomResizedCrop
 
-    top, left, height, width = RandomResizedCrop.get_params(picture(*size), (0.9, 1.0), (3 / 4, 4 / 3))
-    box = TrainTransform(32)._box(*size, np.random.default_rng(0))
-    assert box == (left, top, left + width, top + height)
+    _, _, height, width = RandomResizedCrop.get_params(picture(*size), (0.9, 1.0), (3 / 4, 4 / 3))
+    transform, generator = TrainTransform(32, ratio=(3 / 4, 4 / 3)), np.random.default_rng(0)
+    boxes = [transform._box(*size, generator) for _ in range(200)]
+    assert {(right - left, bottom - top) for left, top, right, bottom in boxes} == {(width, height)}
+    starts = [left + top for left, top, _, _ in boxes]
+    assert min(starts) < 20
+    assert max(starts) > max(size) - max(width, height) - 20
+
+
+def test_the_default_is_a_square_of_the_whole_height_anywhere():
+    transform, generator = TrainTransform(32), np.random.default_rng(0)
+    boxes = [transform._box(160, 120, generator) for _ in range(100)]
+    assert {(right - left, top, bottom) for left, top, right, bottom in boxes} == {(120, 0, 120)}
+    assert len({left for left, *_ in boxes}) > 20
+    sides = [right - left for left, _, right, _ in (transform._box(100, 100, generator) for _ in range(100))]
+    assert min(sides) == 95
+    assert max(sides) == 100
 
 
 def test_a_mirror_is_a_mirror():
