@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipx.reports.class_map import class_map, read_recalls
-from clipx.reports.cost_figure import cost
+from clipx.reports.cost_figure import cost, pareto
 from clipx.reports.rank_figures import critical_difference, enough_blocks, mean_ranks
 from clipx.reports.significance import ALPHA
 from clipx.reports.suite_figures import method_styles, panels, points
@@ -46,15 +46,15 @@ def drawings(table: SuiteTable, summary: Summary, folder: Path) -> Iterator[Draw
     """
     styles = method_styles(list(dict.fromkeys(row.method for row in table.rows)), summary.baseline)
     first = summary.sections[0]
-    x = axis_values(table.rows, table.x) if table.x else []
-    shown = [(place, float(value)) for place, value in enumerate(x) if isinstance(value, int | float)]
-    if len(shown) > 1 and table.x is not None:
-        yield _curves("curves", table, summary, [first], shown, styles)
+    across = axis_values(table.rows, summary.across) if summary.across else []
+    shown = [(place, float(value)) for place, value in enumerate(across) if isinstance(value, int | float)]
+    if len(shown) > 1:
+        yield _curves("curves", summary, [first], shown, styles)
         if 2 < len(summary.sections) <= _MOST_PANELS + 1:
-            yield _curves("curves_each", table, summary, list(summary.sections[1:]), shown, styles)
+            yield _curves("curves_each", summary, list(summary.sections[1:]), shown, styles)
     else:
         yield from _points(summary, first, styles)
-    if summary.ranks is not None:
+    if summary.ranks is not None and len(summary.ranks.mean) > 2:
         yield _ranks(summary)
     measured = {
         method: (summary.seconds[method], value)
@@ -63,16 +63,15 @@ def drawings(table: SuiteTable, summary: Summary, folder: Path) -> Iterator[Draw
     }
     if len(measured) > 1:
         figure = cost(measured, ylabel=summary.metric, lower_is_better=summary.lower, styles=styles)
-        about = (
-            "Mean time of a cell against the metric; nothing beats the methods on the dashed line in both."
-        )
+        about = "Median time of a cell against the metric"
+        front = pareto(measured, lower_is_better=summary.lower)
+        about += "; nothing beats the methods on the dashed line in both." if len(front) > 1 else "."
         yield Drawing("cost", figure, about)
     yield from _class_maps(table, summary, folder)
 
 
 def _curves(
     name: str,
-    table: SuiteTable,
     summary: Summary,
     sections: Sequence[Section],
     shown: Sequence[tuple[int, float]],
@@ -85,9 +84,11 @@ def _curves(
         for section in sections
     }
     values = [value for _, value in shown]
-    figure = panels(parts, values, xlabel=table.x or "", ylabel=summary.metric, styles=styles)
+    figure = panels(parts, values, xlabel=summary.across or "", ylabel=summary.metric, styles=styles)
     over = f" ({sections[0].title})" if len(sections) == 1 and sections[0].title else ""
-    return Drawing(name, figure, f"{summary.metric} over {table.x}{over}, with 95% intervals.", wide=True)
+    return Drawing(
+        name, figure, f"{summary.metric} over {summary.across}{over}, with 95% intervals.", wide=True
+    )
 
 
 def _points(summary: Summary, section: Section, styles: dict[str, dict[str, Any]]) -> Iterator[Drawing]:

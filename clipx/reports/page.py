@@ -91,10 +91,10 @@ def _tiles(table: SuiteTable, summary: Summary) -> str:
     failed = sum(row.status == "failed" for row in rows)
     tiles = []
     best = summary.methods[0]
-    overall = summary.sections[0].rows[best][-1].estimate
-    if overall is not None:
-        half = summary.half(overall)
-        under = f"{summary.metric} {summary.figure(overall.value)}" + (f" ± {half}" if half else "")
+    entry = summary.sections[0].rows[best][-1]
+    if entry.estimate is not None:
+        half = summary.half(entry.estimate, entry.seeds)
+        under = f"{summary.metric} {summary.figure(entry.estimate.value)}" + (f" ± {half}" if half else "")
         tiles.append(("best", best, under))
     found = summary.comparisons.get(best)
     if found is not None:
@@ -235,7 +235,7 @@ def _entry(summary: Summary, entry: Entry, shade: float | None) -> str:
         return f'<td class="n" data-v="">{text}</td>'
     tint = "" if shade is None else f' style="--t:{shade:.2f}"'
     kind = {1: ' class="best"', 2: ' class="second"'}.get(entry.place, "")
-    half = summary.half(entry.estimate)
+    half = summary.half(entry.estimate, entry.seeds)
     spread = f'<span class="half">{"± " + escape(half) if half else ""}</span>'
     figure = escape(summary.figure(entry.estimate.value))
     lost = entry.failed + entry.missing
@@ -250,7 +250,7 @@ def _difference(summary: Summary, method: str) -> str:
     found = summary.comparisons.get(method)
     if found is None:
         return '<td class="n" data-v="">–</td><td class="n" data-v="">–</td>'
-    value, half = found.difference.value, summary.half(found.difference)
+    value, half = found.difference.value, summary.half(found.difference, found.pairs)
     worse = value > 0 if summary.lower else value < 0
     kind = ("minus" if worse else "plus") if found.significant else ""
     spread = f'<span class="half">{"± " + escape(half) if half else ""}</span>'

@@ -71,7 +71,7 @@ def _entry(summary: Summary, entry: Entry) -> str:
         return entry.absence or "--"
     figure = summary.figure(entry.estimate.value).replace("-", "$-$")
     figure = {1: f"\\textbf{{{figure}}}", 2: f"\\underline{{{figure}}}"}.get(entry.place, figure)
-    half = summary.half(entry.estimate)
+    half = summary.half(entry.estimate, entry.seeds)
     return f"{figure} {{\\scriptsize$\\pm${half}}}" if half else figure
 
 
@@ -79,7 +79,7 @@ def _difference(summary: Summary, method: str) -> str:
     found = summary.comparisons.get(method)
     if found is None:
         return "--"
-    half = summary.half(found.difference)
+    half = summary.half(found.difference, found.pairs)
     text = escape(summary.signed(found.difference.value))
     text += f" {{\\scriptsize$\\pm${half}}}" if half else ""
     return text + ("$^{*}$" if found.significant else "")

@@ -38,7 +38,7 @@ def _table(summary: Summary, section: Section, *, compared: bool) -> str:
 def _entry(summary: Summary, entry: Entry) -> str:
     if entry.estimate is None:
         return entry.absence or "-"
-    figure, half = summary.figure(entry.estimate.value), summary.half(entry.estimate)
+    figure, half = summary.figure(entry.estimate.value), summary.half(entry.estimate, entry.seeds)
     figure = {1: f"**{figure}**", 2: f"<ins>{figure}</ins>"}.get(entry.place, figure)
     return f"{figure} ± {half}" if half else figure
 
@@ -47,7 +47,7 @@ def _difference(summary: Summary, method: str) -> str:
     found = summary.comparisons.get(method)
     if found is None:
         return ""
-    half = summary.half(found.difference)
+    half = summary.half(found.difference, found.pairs)
     text = summary.signed(found.difference.value) + (f" ± {half}" if half else "")
     return text + (" \\*" if found.significant else "")
 

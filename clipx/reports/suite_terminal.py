@@ -36,5 +36,5 @@ def terminal_table(summary: Summary) -> tuple[tuple[str, ...], tuple[tuple[str, 
 def _entry(summary: Summary, entry: Entry, wide: bool) -> str:
     if entry.estimate is None:
         return entry.absence or "-"
-    half = summary.half(entry.estimate) if wide else ""
+    half = summary.half(entry.estimate, entry.seeds) if wide else ""
     return summary.figure(entry.estimate.value) + (f" ± {half}" if half else "")

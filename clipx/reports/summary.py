@@ -31,6 +31,7 @@ class Entry:
     Attributes:
         estimate: mean over seeds and its interval; None where no cell was completed.
         cells: that were completed.
+        seeds: that the mean is taken over; of one seed over several conditions there is no interval.
         failed: cells that failed.
         missing: cells that were not computed, or lack the metric.
         place: 1 for the best of its column, 2 for the second, 0 else; equal figures share a place.
@@ -38,6 +39,7 @@ class Entry:
 
     estimate: Estimate | None
     cells: int
+    seeds: int
     failed: int
     missing: int
     place: int = 0
@@ -63,6 +65,7 @@ class Summary:
 
     Attributes:
         title: of the suite.
+        across: the axis whose values are the columns; None where there is one column.
         metric: that is shown.
         lower: whether less of it is better.
         methods: the best first.
@@ -72,12 +75,13 @@ class Summary:
         comparisons: by method.
         ranks: None where fewer than two methods share a block.
         left_out: methods without a rank, because cells of theirs are lost.
-        seconds: mean time a cell by method.
+        seconds: median time a cell by method; the first cell of a process pays for loading.
         caption: how to read it all, one paragraph.
         decimals: places that shares are shown with; None for four significant digits.
     """
 
     title: str
+    across: str | None
     metric: str
     lower: bool
     methods: tuple[str, ...]
@@ -95,9 +99,10 @@ class Summary:
         """A value of the metric as it is shown."""
         return shown(value, self.decimals)
 
-    def half(self, estimate: Estimate) -> str:
-        """The half width of an interval as it is shown; empty where there is none."""
-        return shown(estimate.half_width, self.decimals) if estimate.half_width > 0 else ""
+    def half(self, estimate: Estimate, repeats: int) -> str:
+        """The half width of an interval as it is shown; empty where nothing was repeated to know it by."""
+        known = repeats > 1 or estimate.half_width > 0
+        return shown(estimate.half_width, self.decimals) if known else ""
 
     def signed(self, value: float) -> str:
         """A difference as it is shown, with its sign."""
@@ -183,9 +188,10 @@ def summarise(table: SuiteTable) -> Summary:
     for method in methods:
         times = [r.seconds for r in rows if r.method == method and r.seconds is not None]
         if times:
-            seconds[method] = float(np.mean(times))
+            seconds[method] = float(np.median(times))
     summary = Summary(
         title=table.title,
+        across=column_axis,
         metric=metric,
         lower=lower,
         methods=tuple(methods),
@@ -270,12 +276,13 @@ def _entry(cells: Sequence[tuple[Row, _Condition]], metric: str, wanted: set[_Co
         seeds.setdefault(label(row.seed), {})[where] = value
     complete = [list(by.values()) for by in seeds.values() if set(by) == wanted]
     if not complete:
-        return Entry(None, len(done), failed, missing)
+        return Entry(None, len(done), 0, failed, missing)
     if len(done) == 1:
         row, _, value = done[0]
         half = row.metrics.get(f"{metric}_ci") or 0.0
-        return Entry(Estimate(value, value - half, value + half), 1, failed, missing)
-    return Entry(mean_over_seeds([float(np.mean(each)) for each in complete]), len(done), failed, missing)
+        return Entry(Estimate(value, value - half, value + half), 1, 1, failed, missing)
+    over = mean_over_seeds([float(np.mean(each)) for each in complete])
+    return Entry(over, len(done), len(complete), failed, missing)
 
 
 def _condition(row: Row) -> _Condition:

@@ -138,7 +138,7 @@ def test_latex_marks_and_escapes():
     assert "\\caption{100\\% of \\{x\\}." in text
     assert "tip\\_\\& & \\textbf{0.646} {\\scriptsize$\\pm$0.005} & \\underline{0.646}" in text
     assert "+0.155 {\\scriptsize$\\pm$0.035}$^{*}$ \\\\" in text
-    assert "zero-shot & 0.500 & 0.500 & 0.500 & -- \\\\" in text
+    assert "zero-shot & 0.500 {\\scriptsize$\\pm$0.000} & 0.500" in text
     columns = {line.count(" & ") for line in text.splitlines() if line.endswith("\\\\")}
     assert columns == {4}
     assert text.count("{") == text.count("}")
