@@ -131,7 +131,7 @@ class Run:
             run._write("command.txt", _command_line(argv) + "\n")
             found = environment() if surroundings is None else surroundings
             run._write("environment.json", _json({**found, "overrides": list(overrides)}))
-        except (KeyboardInterrupt, Interrupted):
+        except BaseException:
             run.discard()
             raise
         return run

@@ -12,6 +12,7 @@ from typing import Any
 
 from clipx import config, console, launch
 from clipx.commands.recipe import Options, carry_out
+from clipx.reports.suite import Report
 from clipx.run import Run, all_runs, output_root, shown
 from clipx.suites.cells import Cell, cells_of, digest_of
 from clipx.suites.index import CellIndex, Entry
@@ -39,7 +40,7 @@ def execute(options: Options, *, retry: bool = False) -> int:
     if suite.launcher is not None:
         launch.check_launcher("eval", suite.launcher, suite.launcher_settings)
     index = CellIndex(root)
-    drafts = suite.drafts(options.config_dir, root)
+    drafts = suite.drafts(root)
     digest = digest_of(drafts, options.config_dir)
     cells = recalled(index, digest)
     left = None if cells is None else unfinished(cells, index, retry=retry)
@@ -100,9 +101,7 @@ def _work(
         computed = recipe.main(work, launcher=launcher, jobs=jobs, settings=suite.launcher_settings)[
             "computed"
         ]
-    from clipx.reports.suite import write_report
-
-    report = write_report(table_of(suite, cells, index, run.directory), run.directory)
+    report = _report(options, suite, cells, index, run.directory)
     run.results(
         {
             "state": state_of(suite, cells, index),
@@ -112,6 +111,18 @@ def _work(
     )
     counts = Counter(entry.status for entry in _entries(cells, index))
     return {"cells": len(cells), "computed": int(computed), "failed": counts["failed"]}
+
+
+def _report(options: Options, suite: Suite, cells: list[Cell], index: CellIndex, folder: Path) -> Report:
+    table = table_of(suite, cells, index, folder)
+    if suite.claims is None:
+        from clipx.reports.suite import write_report
+
+        return write_report(table, folder)
+    from clipx.reports.claims import write_claims
+    from clipx.suites.outcomes import outcomes_of
+
+    return write_claims(outcomes_of(suite, cells, index, options.argv), table, folder)
 
 
 def _report_as_it_is(root: Path, suite: Suite, state: str) -> Path | None:

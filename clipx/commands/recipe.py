@@ -354,20 +354,27 @@ def _scratch(options: Options, root: Path) -> Iterator[Path | None]:
 
 @contextlib.contextmanager
 def _termination() -> Iterator[None]:
-    """SIGTERM ends a recipe as orderly as Ctrl-C does; a recipe may put a handler of its own in its place."""
+    """SIGTERM ends a recipe as orderly as Ctrl-C does; a recipe may put handlers of its own in place."""
+    received: list[int] = []
 
     def stop(signum: int, frame: Any) -> None:
-        raise Interrupted(signum)
+        received.append(signum)
+        raise KeyboardInterrupt if signum == signal.SIGINT else Interrupted(signum)
 
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread
         yield
         return
     try:
         yield
+    except Exception as error:
+        if received:  # it struck inside a library that made another exception of it
+            raise Interrupted(received[0]) from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 @contextlib.contextmanager

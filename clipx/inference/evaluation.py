@@ -54,6 +54,7 @@ class Evaluation:
 
     Attributes:
         skipped: samples passed over in the last call, by reason.
+        sizes: of the last call: samples, classes, texts, and pairs of a sample and a text of its own.
         key_metric: the number to judge by: ``top1`` where there are classes, else ``image_to_text_recall@1``.
     """
 
@@ -72,6 +73,7 @@ class Evaluation:
         self.workers = workers
         self.limit = limit
         self.skipped: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}
         self.key_metric = "top1" if source.classes and len(source.classes) > 1 else "image_to_text_recall@1"
 
     def __call__(self, clip: CLIP) -> dict[str, float]:
@@ -83,11 +85,14 @@ class Evaluation:
         features, labels, captions = self._embed(clip)
         estimates: dict[str, Estimate] = {}
         classes = self.source.classes
+        self.sizes = {"samples": len(features)}
         if classes and len(classes) > 1 and (labels != UNLABELLED).any():
+            self.sizes["classes"] = len(classes)
             classifier = zero_shot_classifier(clip, classes, self.templates)
             estimates |= accuracy(class_outcomes(clip, features, labels, classifier))
         if any(captions):
             texts, pairs = distinct_texts(captions)
+            self.sizes |= {"texts": len(texts), "pairs": len(pairs)}
             text = embed_texts(clip, texts, batch_size=self.batch_size)
             estimates |= retrieval_estimates(clip, features, text, pairs)
         return flatten(estimates)

@@ -84,6 +84,7 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
     metrics = test(trainer.clip)
     run.results(
         {
+            **test.sizes,
             "images_per_second": fitted.images_per_second,
             "data_wait": fitted.data_wait,
             "training_seconds": fitted.seconds,

@@ -100,7 +100,7 @@ def _measure(clip: CLIP, adapted: Adapted | None, config: DictConfig, run: Run) 
         estimates |= retrieval_estimates(
             clip, features.image, features.text, features.pairs, seed=config.seed
         )
-        run.results({"texts": len(features.texts)})
+        run.results({"texts": len(features.texts), "pairs": len(features.pairs)})
     run.results(
         {
             "samples": len(features),

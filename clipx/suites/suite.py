@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipx import config, config_errors
+from clipx import cards, config, config_errors
 from clipx.errors import ClipxError, did_you_mean
 from clipx.suites.cells import Draft, drafts_of, with_methods
+from clipx.suites.claims import Claim, budget_of, claims_of, drafts_of_claims
 from clipx.suites.grid import Grid, grid_of
 
 _OWN = ("suite", "title", "command", "needs", "metric", "baseline", "x", "launcher", "jobs")
@@ -32,6 +33,10 @@ class Suite:
         launcher: Hydra's, for jobs that share the cells; None for this process alone.
         jobs: how many.
         launcher_settings: overrides of the launcher's own.
+        claims: to be put to the test, in place of the grid; None for a grid.
+        budget: how many times the usual one the claims get.
+        repetitions: of each side of a claim.
+        config_dir: the user's own conf directory.
     """
 
     name: str
@@ -44,13 +49,41 @@ class Suite:
     launcher: str | None
     jobs: int
     launcher_settings: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] | None = None
+    budget: float = 1.0
+    repetitions: int = 0
+    config_dir: str | os.PathLike[str] | None = None
 
-    def drafts(self, config_dir: str | os.PathLike[str] | None, root: Path) -> list[Draft]:
-        """Every cell, before it is composed."""
-        return drafts_of(self.grid, self.command, config_dir=config_dir, root=root)
+    def drafts(self, root: Path | None = None) -> list[Draft]:
+        """Every cell, before it is composed.
+
+        Args:
+            root: the output root, where ``model=pretrain/infonce/latest`` is looked up.
+
+        Raises:
+            ClipxError: as ``drafts_of``.
+        """
+        if self.claims is None:
+            return drafts_of(self.grid, self.command, config_dir=self.config_dir, root=root)
+        return drafts_of_claims(
+            self.claims,
+            self.repetitions,
+            self.budget,
+            self.grid.fixed,
+            config_dir=self.config_dir,
+            root=root,
+        )
 
     def described(self) -> dict[str, Any]:
         """The suite in plain types, for the configuration of its run."""
+        if self.claims is not None:
+            return {
+                "title": self.title,
+                "claims": {f"{claim.command}/{claim.method}": claim.statement for claim in self.claims},
+                "budget": self.budget,
+                "repetitions": self.repetitions,
+                "set": list(self.grid.fixed),
+            }
         return {
             "title": self.title,
             "command": self.command,
@@ -78,7 +111,9 @@ def open_suite(
     Raises:
         ClipxError: an unknown suite or command, an empty axis, an unknown axis for ``x``.
     """
-    own = [argument for argument in arguments if _key(argument) in _OWN]
+    own = [
+        argument for argument in arguments if _key(argument) in _OWN or _key(argument).startswith("claims.")
+    ]
     of_launcher = [argument for argument in arguments if _key(argument).startswith("hydra.launcher.")]
     rest = [argument for argument in arguments if argument not in own and argument not in of_launcher]
     if method is not None:
@@ -91,28 +126,64 @@ def open_suite(
         config_errors.check_types("eval", own, config_dir)
         composed, chosen = config.compose_prepared("eval", own, config_dir)
         plain = config.resolve(composed)
+    if plain.jobs < 1:
+        raise ClipxError(f"jobs={plain.jobs} leaves nobody to do the work", hint="jobs=4")
+    shown: dict[str, Any] = {
+        "name": str(chosen["suite"]),
+        "title": str(plain.title or chosen["suite"]),
+        "launcher": plain.launcher,
+        "jobs": int(plain.jobs),
+        "launcher_settings": tuple(of_launcher),
+        "config_dir": config_dir,
+    }
+    if plain.claims is not None:
+        return _suite_of_claims(own, rest, plain.claims, config_dir, shown)
     command = _known_command(str(plain.command), config_dir)
     axes, fixed = dict(plain.grid or {}), dict(plain.set or {})
     needs = None if plain.needs is None else list(plain.needs)
     grid = grid_of(_plain(axes), _plain(fixed), rest, lambda key: _default(command, rest, key, config_dir))
     grid = with_methods(grid, command, needs, config_dir)
-    if plain.jobs < 1:
-        raise ClipxError(f"jobs={plain.jobs} leaves nobody to do the work", hint="jobs=4")
     suite = Suite(
-        name=str(chosen["suite"]),
-        title=str(plain.title or chosen["suite"]),
-        command=command,
-        grid=grid,
-        metric=plain.metric,
-        baseline=plain.baseline,
-        x=plain.x,
-        launcher=plain.launcher,
-        jobs=int(plain.jobs),
-        launcher_settings=tuple(of_launcher),
+        command=command, grid=grid, metric=plain.metric, baseline=plain.baseline, x=plain.x, **shown
     )
     if suite.x is not None and suite.x not in grid.axes:
         raise ClipxError(f"x={suite.x} is no axis of this grid", hint=did_you_mean(suite.x, grid.axes))
     return suite
+
+
+def _suite_of_claims(
+    own: Sequence[str],
+    rest: Sequence[str],
+    node: Any,
+    config_dir: str | os.PathLike[str] | None,
+    shown: dict[str, Any],
+) -> Suite:
+    """The claims of the cards that ``method=`` names, or of all."""
+    for argument in own:
+        if _key(argument) in ("command", "needs", "metric", "baseline", "x"):
+            raise ClipxError(
+                f"{argument}: a claim says itself what is compared", hint="clipx methods show NAME prints it"
+            )
+    grid = grid_of({}, {}, [each for each in rest if _key(each) == "method"], lambda key: None)
+    named = grid.axes.get("method")
+    if named is None and grid.fixed:
+        named = tuple(override.partition("=")[2] for override in grid.fixed)
+    repetitions = node.repetitions
+    if not isinstance(repetitions, int) or repetitions < 2:
+        raise ClipxError(f"claims.repetitions={repetitions} gives no interval", hint="claims.repetitions=3")
+    budget = budget_of(node.budget)
+    found = claims_of(cards.list_cards(config.conf_dirs(config_dir)), named if named != ("all",) else None)
+    return Suite(
+        command="",
+        grid=Grid({}, tuple(each for each in rest if _key(each) != "method")),
+        metric=None,
+        baseline=None,
+        x=None,
+        claims=tuple(found),
+        budget=budget,
+        repetitions=max(repetitions, round(repetitions * budget)),
+        **shown,
+    )
 
 
 def _key(argument: str) -> str:

@@ -96,7 +96,7 @@ WRONG = [
 @pytest.mark.parametrize(("arguments", "message", "hint"), WRONG, ids=lambda value: str(value)[:20])
 def test_what_is_wrong_with_any_cell_is_told(arguments, message, hint):
     with pytest.raises(ClipxError, match=message) as caught:
-        cells_of(open_suite(["seed=1,2", *arguments]).drafts(None, None))
+        cells_of(open_suite(["seed=1,2", *arguments]).drafts())
     assert hint in caught.value.hint
 
 
@@ -140,5 +140,5 @@ def test_every_suite_names_cells_that_exist(name):
     # of the eleven data sets some have no place where they could be found by themselves
     suite = open_suite([f"suite={name}", *(["data.root=somewhere"] if name == "fewshot11" else [])])
     assert suite.title != name
-    drafts = suite.drafts(None, None)
+    drafts = suite.drafts()
     assert cells_of([drafts[0], drafts[-1]])
