@@ -162,6 +162,8 @@ recipe(
             "clipx eval 'method=[tip-adapter,gda]' 'shots=[1,4,16]' 'seed=[1,2,3]' data=digits",
             "clipx eval suite=zeroshot 'model=[tiny,pretrain/infonce/latest]'",
             "clipx eval suite=adapters launcher=joblib jobs=4",
+            "clipx eval suite=claims method=gda",
+            "clipx eval --compare adapters/v0001 adapters/v0002",
         ),
     ),
     short_help="Run a grid of experiments and report it as one table and page.",
@@ -175,6 +177,9 @@ def evaluate(
         str | None, typer.Option("--method", metavar="NAMES", help="One method, or several: a,b; or all.")
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try the cells again that failed.")] = False,
+    comparing: Annotated[
+        bool, typer.Option("--compare", help="Put two evals side by side, cell by cell: --compare RUN RUN.")
+    ] = False,
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print the cells and their commands, and exit.")
     ] = False,
@@ -186,7 +191,7 @@ def evaluate(
     json: Json = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    from clipx.commands.eval import execute
+    from clipx.commands.eval import compare, execute
     from clipx.commands.recipe import Options
 
     options = Options(
@@ -201,7 +206,7 @@ def evaluate(
         output_root=output_root,
         argv=["clipx", *sys.argv[1:]],
     )
-    raise typer.Exit(execute(options, retry=retry))
+    raise typer.Exit(compare(options) if comparing else execute(options, retry=retry))
 
 
 @app.command(

@@ -12,8 +12,9 @@ from typing import Any
 
 from clipx import config, console, launch
 from clipx.commands.recipe import Options, carry_out
+from clipx.errors import ClipxError
 from clipx.reports.suite import Report
-from clipx.run import Run, all_runs, output_root, shown
+from clipx.run import Run, all_runs, find_run, output_root, shown
 from clipx.suites.cells import Cell, cells_of, digest_of
 from clipx.suites.index import CellIndex, Entry
 from clipx.suites.plan import recalled, remember, unfinished
@@ -54,6 +55,49 @@ def execute(options: Options, *, retry: bool = False) -> int:
         if found is not None:
             return _finish(options, suite, cells, index, found)
     return _run(options, suite, cells, left or [], index, digest)
+
+
+def compare(options: Options) -> int:
+    """Put two evals side by side, cell by cell; returns the exit code.
+
+    Args:
+        options: whose overrides are two runs, and perhaps ``metric=NAME``.
+
+    Raises:
+        ClipxError: other than two runs, one of them is none, or they have nothing to compare.
+    """
+    from clipx.reports import compare as reports
+
+    root = output_root(options.output_root)
+    metric = None
+    runs = []
+    for word in options.overrides:
+        key, separator, value = word.partition("=")
+        if separator and key == "metric":
+            metric = value
+        else:
+            runs.append(find_run(root, word, command="eval"))
+    if len(runs) != 2:
+        raise ClipxError(
+            f"--compare takes two evals, not {len(runs)}",
+            hint="clipx eval --compare adapters/v0001 adapters/v0002; clipx runs compare takes any runs",
+        )
+    found = reports.compare_runs(runs[0], runs[1], metric)
+    if options.json:
+        console.json_line(
+            {
+                "runs": [str(run) for run in runs],
+                "metric": found.metric,
+                "methods": [dict(zip(reports.COLUMNS, row, strict=True)) for row in found.rows()],
+                "only_first": found.only_first,
+                "only_second": found.only_second,
+            }
+        )
+        return 0
+    console.table(reports.COLUMNS, found.rows(), right=reports.COLUMNS[1:])
+    for note in found.notes():
+        print(note)
+    return 0
 
 
 def _run(
