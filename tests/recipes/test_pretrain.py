@@ -300,5 +300,5 @@ def test_epochs_of_a_stream_of_unknown_size():
 
 def test_a_warm_up_longer_than_a_fifth_of_the_run_is_shortened_aloud(capsys):
     assert training(steps=20).warmup == 4
-    assert "warm-up takes 4 of the 20 steps, not 60" in capsys.readouterr().err
-    assert training(steps=1000).warmup == 60
+    assert "warm-up takes 4 of the 20 steps, not 100" in capsys.readouterr().err
+    assert training(steps=1000).warmup == 100
