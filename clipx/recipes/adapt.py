@@ -307,7 +307,7 @@ class _Bench:
             "seed": seed,
         }
         if self.needs == "pre_projection":
-            extras["projection"], extras["projection_bias"] = image_projection(self.clip)
+            extras["projection"] = image_projection(self.clip)
         if self.needs in ("text_tower", "images"):
             extras["clip"] = self.clip
         if self.needs == "images":
