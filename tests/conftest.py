@@ -19,3 +19,28 @@ def micro():
 
     torch.manual_seed(0)
     return load("micro").eval()
+
+
+@pytest.fixture(scope="session")
+def micro_resnet(micro):
+    """The micro CLIP with a ResNet for an image tower; tests that change it work on a copy."""
+    import copy
+
+    import open_clip
+
+    from clipx.models.clip import CLIP
+
+    config = copy.deepcopy(micro.model_cfg)
+    config["vision_cfg"] = {
+        "image_size": 32,
+        "layers": [1, 1, 1, 1],
+        "width": 8,
+        "head_width": 16,
+        "patch_size": None,
+    }
+    torch.manual_seed(0)
+    model = open_clip.model.CLIP(**config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after some training, so that blocks count
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    return CLIP(model, micro.tokenizer, config, dict(micro.preprocess_cfg), "micro-resnet").eval()

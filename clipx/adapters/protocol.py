@@ -14,7 +14,8 @@ class Adapter(Protocol):
     """Few labelled features and a zero-shot classifier, made into a better classifier.
 
     The constructor takes plain hyperparameters, checks them and keeps each under its own name. Whatever
-    ``fit`` learns ends in ``_`` and is a tensor or a plain value, so that ``saving`` can store any adapter.
+    ``fit`` learns ends in ``_`` and is a tensor, a dict of tensors or a plain value, so that ``saving`` can
+    store any adapter.
     Hyperparameters are searched on ``validation`` alone; without one the given values are used.
     """
 
@@ -67,8 +68,9 @@ class RunsText(Protocol):
 class TrainsTowers(Protocol):
     """An adapter that trains the towers (``needs = "images"``).
 
-    Its ``fit`` names, beside what ``RunsText`` may: ``images``, the shots as ``data.shots.ShotImages``. It
-    trains a copy of ``clip`` and keeps what it changed in attributes that end in ``_``.
+    Its ``fit`` names, beside what ``RunsText`` may: ``images``, the shots as ``data.shots.ShotImages``, and
+    ``progress``, which it tells ``("step", done, total)``. It trains a copy of ``clip`` and keeps what it
+    changed in attributes that end in ``_``.
     """
 
     def adapted(self, clip: Any) -> Any:

@@ -22,7 +22,8 @@ def save(adapter: Any, path: Path | str) -> None:
     """Store a fitted adapter, atomically.
 
     Args:
-        adapter: fitted; its hyperparameters and plain learnt values must be what JSON holds.
+        adapter: fitted; what it learnt is tensors, dicts of tensors, or what JSON holds, as its
+            hyperparameters are.
         path: of the file.
 
     Raises:
@@ -33,16 +34,11 @@ def save(adapter: Any, path: Path | str) -> None:
     state = learnt(adapter)
     if not state:
         raise ClipxError(f"this {type(adapter).__name__} is not fitted: there is nothing to save")
+    tensors, values = _split(state)
     header = {
         "class": f"{type(adapter).__module__}.{type(adapter).__qualname__}",
         "arguments": _plain(arguments(adapter)),
-        "values": _plain({name: value for name, value in state.items() if not isinstance(value, Tensor)}),
-    }
-    # Tensors that share memory, as views of one text classifier do, are stored one by one.
-    tensors = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in state.items()
-        if isinstance(value, Tensor)
+        "values": _plain(values),
     }
     path = Path(path)
     temporary = ""
@@ -94,8 +90,39 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", modules: Seque
         adapter = cls(**given)
     except (ImportError, AttributeError, TypeError) as error:
         raise ClipxError(f"{path} was saved by another version of clipx: {error}") from error
-    vars(adapter).update(tensors, **values)
+    vars(adapter).update(_joined(tensors), **values)
     return adapter
+
+
+def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, those of a dict by ``name.key``, and all else."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif isinstance(value, dict) and all(isinstance(each, Tensor) for each in value.values()):
+            tensors |= {f"{name}.{key}": each for key, each in value.items()}
+        else:
+            values[name] = value
+    # Tensors that share memory, as views of one text classifier do, are stored one by one.
+    own = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+    return own, values
+
+
+def _joined(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Tensors, those with a dot in their name in the dicts that they came from."""
+    found: dict[str, Any] = {}
+    for name, value in tensors.items():
+        attribute, dot, key = name.partition(".")
+        if dot:
+            found.setdefault(attribute, {})[key] = value
+        else:
+            found[attribute] = value
+    return found
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
