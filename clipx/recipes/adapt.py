@@ -156,6 +156,7 @@ class _Bench:
         self._warned: set[str] = set()
         self._validation: tuple[Any, NDArray[np.int64]] | None = None
         self.draws: dict[int, dict[str, Any]] = {}
+        self.seconds: dict[int, dict[str, float]] = {}
         self.validation_regime = str(config.val)
         if config.leaky_parity:
             self.validation_regime = "leaky"
@@ -326,8 +327,10 @@ class _Bench:
                 validation=None if validation is None else tuple(part.to(device) for part in validation),  # type: ignore[arg-type]
                 **extras,
             )
+        taken = time.monotonic() - began
+        self.seconds[seed] = {"fit_seconds": taken}
         if self.needs in ("text_tower", "images"):
-            seconds = console.duration(time.monotonic() - began)
+            seconds = console.duration(taken)
             console.info(f"trained on {len(shots.ids):,} images of seed {seed} in {seconds}")
         for each in said:
             if issubclass(each.category, UserWarning):
@@ -361,15 +364,24 @@ class _Bench:
         names = [self.names[label] for label in classes]
         return Adapted(self.clip, zero_shot_of(vectors, vectors, self.scale), names, self.templates)
 
-    def measured(self, adapted: Adapted, classes: Sequence[int], test: FeatureSet) -> Outcomes:
-        """What becomes of the test images of these classes, the others left out."""
+    def measured(
+        self, adapted: Adapted, classes: Sequence[int], test: FeatureSet, seed: int | None = None
+    ) -> Outcomes:
+        """What becomes of the test images of these classes, the others left out.
+
+        With a seed, what an answer takes is written down beside what its fit took.
+        """
         if adapted.tower is not self.clip:
             test = self.test(adapted.tower)
         labels = torch.from_numpy(relabelled(_known(test.labels, len(self.names)), classes))
         kept = labels >= 0
         if not kept.any():
             raise ClipxError(f"the {self.config.split} split has no image of the classes that are asked for")
-        return adapted.outcomes(rows_of(test, adapted.adapter.needs)[kept], labels[kept])
+        began = time.monotonic()
+        found = adapted.outcomes(rows_of(test, adapted.adapter.needs)[kept], labels[kept])
+        if seed is not None:
+            self.seconds[seed]["seconds_per_image"] = (time.monotonic() - began) / int(kept.sum())
+        return found
 
     def keep_draws(self) -> None:
         """Write down which images were drawn, one file a seed."""
@@ -407,6 +419,7 @@ class _Bench:
                         "top1": float((outcome.ranks < 1).mean()),
                         "train_images": len(self.draws[seed]["train"]),
                         "validation_images": len(self.draws[seed].get("validation") or []),
+                        **self.seconds[seed],
                         "found": _plain_values(fitted[seed].adapter),
                     }
                     for seed, outcome in seen.items()
@@ -421,7 +434,7 @@ def _few_shot(bench: _Bench, seeds: Sequence[int]) -> dict[str, float]:
     fitted, seen, counts = {}, {}, []
     for seed in seeds:
         fitted[seed], shots = bench.fit(seed, bench.all, test)
-        seen[seed] = bench.measured(fitted[seed], bench.all, test)
+        seen[seed] = bench.measured(fitted[seed], bench.all, test, seed)
         counts.append(np.bincount(shots.drawn.labels, minlength=len(bench.names)))
     estimates = _beside(seen, baseline)
     for name, node in bench.config.transfer.items():
@@ -508,7 +521,7 @@ def _base_to_new(bench: _Bench, seeds: Sequence[int]) -> dict[str, float]:
     seen: dict[str, dict[int, Outcomes]] = {"base": {}, "new": {}}
     for seed in seeds:
         fitted[seed], _ = bench.fit(seed, base, test)
-        seen["base"][seed] = bench.measured(fitted[seed], base, test)
+        seen["base"][seed] = bench.measured(fitted[seed], base, test, seed)
         other = fitted[seed].over([bench.names[label] for label in new])
         if other is None:
             bench.warn(f"{bench.config.method} knows nothing of new classes: zero-shot stands there")

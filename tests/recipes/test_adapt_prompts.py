@@ -29,7 +29,11 @@ def test_new_classes_are_answered_by_the_learned_prompts(run_with, method, capsy
     said = capsys.readouterr().err
     assert "knows nothing of new classes" not in said
     assert "trained for 2 epochs of the" in said
-    assert results(run)["dataset"] == "paints"
+    found = results(run)["seeds"]["1"]
+    assert found["fit_seconds"] > found["seconds_per_image"] > 0
+    if method == "cocoop":
+        # Two vectors, and a network from 32 to 2 to 32.
+        assert found["found"]["trained_parameters_"] == 2 * 32 + (32 * 2 + 2) + (2 * 32 + 32)
 
 
 def test_what_is_kept_answers_for_any_names(run_with, saved, tmp_path):
