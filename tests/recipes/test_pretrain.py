@@ -13,8 +13,9 @@ from torch import nn
 from clipx.config import compose, resolve
 from clipx.errors import BadSample, ClipxError
 from clipx.models.loading import load
-from clipx.recipes import parts, pretrain
-from clipx.recipes.pretrain import loop_settings, main
+from clipx.recipes import fitting, parts
+from clipx.recipes.fitting import loop_settings
+from clipx.recipes.pretrain import main
 from clipx.run import Interrupted, Run
 from clipx.training.checkpoints import Checkpoints
 
@@ -277,7 +278,7 @@ def test_epochs_become_steps():
 
 
 def test_epochs_count_over_all_processes(monkeypatch):
-    monkeypatch.setattr(pretrain, "world", lambda: (0, 2))
+    monkeypatch.setattr(fitting, "world", lambda: (0, 2))
     assert training(epochs=3, batch_size=6).steps == 6
 
 

@@ -1,0 +1,131 @@
+"""What recipes that train a CLIP have in common: the loop's settings, batches, evaluations, trackers."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from omegaconf import DictConfig, OmegaConf
+
+from clipx import console
+from clipx.data.loading import is_stream, training_loader
+from clipx.data.transforms import TrainTransform
+from clipx.errors import ClipxError, missing_extra
+from clipx.inference.evaluation import Evaluation
+from clipx.models.clip import CLIP
+from clipx.recipes.parts import open_source, tracked_settings
+from clipx.run import Run
+from clipx.training.distributed import world
+from clipx.training.loop import Positions
+from clipx.training.settings import LoopSettings
+
+_ALWAYS = {"image", "text", "label", "index"}
+"""Fields that every training batch has."""
+
+
+def loop_settings(training: DictConfig, source: Any) -> LoopSettings:
+    """The loop's settings, with ``epochs`` turned into ``steps``.
+
+    Raises:
+        ClipxError: neither steps nor epochs, epochs of a stream of unknown size, or what ``LoopSettings``
+            raises.
+    """
+    values: dict[str, Any] = dict(OmegaConf.to_container(training, resolve=True))  # type: ignore[arg-type]
+    epochs = values.pop("epochs")
+    if values["steps"] is None:
+        if epochs is None or epochs <= 0:
+            raise ClipxError(
+                f"training.epochs={epochs} must be above 0", hint="set training.epochs or training.steps"
+            )
+        size = source.size if is_stream(source) else len(source)
+        if size is None:
+            raise ClipxError(
+                "training.epochs needs data of known size", hint="set training.steps, or data.size for shards"
+            )
+        pairs = max(1, values["batch_size"] * values["accumulate"] * world()[1])
+        values["steps"] = max(1, math.ceil(epochs * size / pairs))
+    longest = int(values["steps"] // 5)
+    if values["warmup"] > longest:  # a short trial run still warms up and trains
+        if world()[0] == 0:
+            console.info(f"warm-up takes {longest} of the {values['steps']} steps, not {values['warmup']}")
+        values["warmup"] = longest
+    return LoopSettings(**values)
+
+
+def evaluation_of(config: DictConfig, data: DictConfig, split: str, limit: int | None = None) -> Evaluation:
+    """What measures models on a split of some data, at most ``limit`` of its items."""
+    return Evaluation(
+        open_source(data, split),
+        templates=config.evaluation.templates,
+        batch_size=config.evaluation.batch_size,
+        workers=config.loader.workers,
+        limit=limit,
+    )
+
+
+def tracking(config: DictConfig, run: Run) -> dict[str, Any]:
+    """What an Accelerator has to know of the tracker that is asked for.
+
+    Raises:
+        ClipxError: it is not installed.
+    """
+    name = config.tracker.name
+    if not name or not run.writes:
+        return {}
+    from accelerate.tracking import get_available_trackers
+
+    if name not in [str(tracker) for tracker in get_available_trackers()]:
+        raise missing_extra(name, "trackers")
+    return {"log_with": name, "project_dir": str(run.path("tracker"))}
+
+
+@contextlib.contextmanager
+def tracked(accelerator: Accelerator, config: DictConfig) -> Iterator[None]:
+    """Trackers from here on; also after an error all that they were told is written."""
+    if accelerator.log_with:
+        accelerator.init_trackers(config.tracker.project, config=tracked_settings(config))
+    try:
+        yield
+    except BaseException:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        raise
+
+
+def batches(
+    source: Any,
+    clip: CLIP,
+    config: DictConfig,
+    *,
+    batch_size: int,
+    templates: Sequence[str],
+    needs: Iterable[str],
+) -> Callable[[tuple[int, int], Positions], Iterable[dict[str, Any]]]:
+    """What ``Trainer.fit`` takes: from the steps, and where a stream's readers stand, to batches.
+
+    Args:
+        source: to train on.
+        clip: whose image size and tokenizer the batches are for.
+        config: augment, seed and loader.workers.
+        batch_size: of each process.
+        templates: of examples without a caption.
+        needs: batch fields that the objectives ask for.
+    """
+    rank, size = world()
+    options: dict[str, Any] = dict(OmegaConf.to_container(config.augment))  # type: ignore[arg-type]
+    transform = TrainTransform(clip.image_size, **options)
+    return lambda steps, positions: training_loader(
+        source,
+        transform=transform,
+        tokenize=clip.tokenize,
+        templates=templates,
+        extras=[field for field in needs if field not in _ALWAYS],
+        batch_size=batch_size,
+        seed=config.seed,
+        steps=steps,
+        workers=config.loader.workers,
+        rank=rank,
+        world=size,
+        positions=positions,
+    )
