@@ -8,18 +8,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipx import config, console, launch
 from clipx.commands.recipe import Options, carry_out
 from clipx.errors import ClipxError
-from clipx.reports.suite import Report
 from clipx.run import Run, all_runs, find_run, output_root, shown
 from clipx.suites.cells import Cell, cells_of, digest_of
 from clipx.suites.index import CellIndex, Entry
 from clipx.suites.plan import recalled, remember, unfinished
 from clipx.suites.rows import state_of, table_of
 from clipx.suites.suite import Suite, open_suite
+
+if TYPE_CHECKING:
+    from clipx.reports.suite import Report
 
 _SHOWN_FAILURES = 10
 

@@ -7,14 +7,16 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipx import __version__
 from clipx.commands.recipe import key_metric
-from clipx.reports.suite import Row, SuiteTable
 from clipx.suites.cells import Cell
 from clipx.suites.index import CellIndex
 from clipx.suites.suite import Suite
+
+if TYPE_CHECKING:  # to draw a report takes numpy; to see that there is one takes none
+    from clipx.reports.suite import Row, SuiteTable
 
 
 def table_of(suite: Suite, cells: Sequence[Cell], index: CellIndex, folder: Path) -> SuiteTable:
@@ -26,6 +28,8 @@ def table_of(suite: Suite, cells: Sequence[Cell], index: CellIndex, folder: Path
         index: where their runs are found.
         folder: of the report, from which the runs are seen.
     """
+    from clipx.reports.suite import SuiteTable
+
     rows = tuple(_row(cell, index, folder) for cell in cells)
     metric = suite.metric
     for cell, row in zip(cells, rows, strict=True):
@@ -44,6 +48,8 @@ def state_of(suite: Suite, cells: Sequence[Cell], index: CellIndex) -> str:
 
 
 def _row(cell: Cell, index: CellIndex, folder: Path) -> Row:
+    from clipx.reports.suite import Row
+
     entry = index.find(cell.key)
     run = None if entry is None or entry.run is None else index.root / entry.run
     known = {} if run is None else _results(run)

@@ -112,7 +112,7 @@ def test_a_second_time_loads_nothing_heavy(clipx, home):
     done = subprocess.run([sys.executable, "-c", code, "eval", *GRID], capture_output=True, text=True)
     assert "report  outputs/eval/ad-hoc/v0001" in done.stdout, done.stderr
     loaded = set(done.stdout.split("LOADED")[1].split())
-    assert not loaded & {"torch", "pandas", "matplotlib", "open_clip", "sklearn", "pyarrow"}
+    assert not loaded & {"torch", "numpy", "pandas", "matplotlib", "open_clip", "sklearn", "pyarrow"}
 
 
 def test_a_run_that_was_deleted_is_made_again(clipx, home):
