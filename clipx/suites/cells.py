@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ ALL = "all"
 """The value of ``method`` that stands for every card of the command."""
 
 _EARLY = ("model", "data")
+_PRESETS = Path(__file__).parent.parent / "models" / "presets"
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,15 @@ class Cell:
 
 
 def identity(settings: Mapping[str, Any]) -> str:
-    """Hash of what decides a run's result: its resolved configuration and the version of clipx.
+    """Hash of what decides a run's result: its resolved configuration, the version of clipx, and the weights
+    that ship with it where these are meant.
 
     What a card says about its method (citation, claim) decides nothing and is left out.
     """
     counted = {key: value for key, value in settings.items() if key != "card"}
-    text = json.dumps([__version__, counted], sort_keys=True, ensure_ascii=False, default=str)
+    model = settings.get("model")
+    weights = _shipped(str(model.get("name"))) if isinstance(model, Mapping) else None
+    text = json.dumps([__version__, weights, counted], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -142,12 +147,13 @@ def drafts_of(
 
 
 def digest_of(drafts: Sequence[Draft], config_dir: str | os.PathLike[str] | None = None) -> str:
-    """Hash of all that the composition of these cells depends on: overrides, files of conf/, version.
+    """Hash of all that these cells and their keys depend on: overrides, files of conf/, version, weights.
 
     Raises:
         OSError: a file of conf/ cannot be read.
     """
     digest = hashlib.sha256(__version__.encode())
+    digest.update(repr({path.name: _shipped(path.name) for path in sorted(_PRESETS.iterdir())}).encode())
     digest.update(repr([(each.command, each.point, each.typed, each.overrides) for each in drafts]).encode())
     for folder in config.conf_dirs(config_dir):
         for path in sorted(folder.rglob("*.yaml")):
@@ -214,6 +220,16 @@ def in_order_of_work(cells: Sequence[Cell]) -> list[Cell]:
         )
 
     return sorted(cells, key=place)
+
+
+@functools.cache
+def _shipped(name: str) -> str | None:
+    """Hash of the weights that ship with a preset; None where there are none."""
+    files = sorted(_PRESETS.glob(f"{name}/*.safetensors")) if re.fullmatch(r"[\w-]+", name) else []
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16] if files else None
 
 
 def _lasting(overrides: Sequence[str], settings: Mapping[str, Any]) -> list[str]:

@@ -45,6 +45,14 @@ def test_a_cell_is_named_by_what_decides_its_result(cells):
     assert [cell.key for cell in typed] == [cells[0].key]
 
 
+def test_other_weights_that_ship_with_clipx_make_other_cells(cells, monkeypatch):
+    drafts = drafts_of(GRID, "adapt")
+    before = digest_of(drafts)
+    monkeypatch.setattr("clipx.suites.cells._shipped", lambda name: "others" if name == "tiny" else None)
+    assert identity(cells[0].settings) != cells[0].key
+    assert digest_of(drafts) != before
+
+
 def test_another_version_of_clipx_makes_other_cells(cells, monkeypatch):
     monkeypatch.setattr("clipx.suites.cells.__version__", "0.0.0")
     assert identity(cells[0].settings) != cells[0].key
