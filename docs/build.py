@@ -2,23 +2,29 @@
 
 python docs/build.py                                   the tables of README.md, and docs/methods.md
 python docs/build.py figures                           docs/figures/*.png
+python docs/build.py claims RUN                        docs/claims.json and .md, with what RUN measured, a run
+                                                       of clipx eval suite=claims, and then the tables
 clipx pretrain | python docs/build.py output pretrain  what a command prints, pasted where README.md has
                                                        <!-- output: pretrain --> and <!-- end -->
 """
 
+import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
-import yaml
 
 from clipx.cards import Card, list_cards
 from clipx.cli import app
 from clipx.config import conf_dir
+from clipx.reports.claims import ClaimOutcome, page, read_claims
+from clipx.suites.claims import claim_of
 
 ROOT = Path(__file__).resolve().parent.parent
 README, METHODS, FIGURES = ROOT / "README.md", ROOT / "docs" / "methods.md", ROOT / "docs" / "figures"
+CLAIMS, RECORD = ROOT / "docs" / "claims.md", ROOT / "docs" / "claims.json"
 COMMAND = "python docs/build.py"
 
 
@@ -45,14 +51,16 @@ def methods_page() -> str:
     parts = [
         "# Methods",
         f"Made from the cards in `conf/method/` by `{COMMAND}`; do not edit.",
-        "A claim is what must hold at small scale for the implementation to count as right.",
+        "A claim is what must hold at small scale for the implementation to count as right; what became "
+        "of it is in [claims.md](claims.md).",
     ]
+    outcomes = {(each.command, each.method): each for each in _outcomes()}
     command = None
     for card in list_cards([conf_dir()]):
         if card.command != command:
             command = card.command
             parts.append(f"## clipx {command}")
-        parts += _section(card)
+        parts += _section(card, outcomes.get((card.command, card.name)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -98,7 +106,29 @@ def paste(name: str, printed: str) -> None:
     README.write_text(_between(text, start, end, block), encoding="utf-8")
 
 
-def _section(card: Card) -> list[str]:
+def claims(run: Path) -> None:
+    """Take over what a run of ``clipx eval suite=claims`` measured; outcomes of methods that are gone go."""
+    cards = {(card.command, card.name): card for card in list_cards([conf_dir()])}
+    known = {(each.command, each.method): each for each in [*_outcomes(), *read_claims(run / RECORD.name)]}
+    kept = [known[key] for key in sorted(known) if key in cards]
+    RECORD.write_text(
+        json.dumps([asdict(each) for each in kept], indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    CLAIMS.write_text(claims_page(), encoding="utf-8")
+
+
+def claims_page() -> str:
+    """docs/claims.md: every claim that was put to the test, with what became of it."""
+    return page(_outcomes()).replace(
+        "\n\n", f"\n\nMade from `docs/{RECORD.name}` by `{COMMAND}`; do not edit.\n\n", 1
+    )
+
+
+def _outcomes() -> list[ClaimOutcome]:
+    return read_claims(RECORD) if RECORD.exists() else []
+
+
+def _section(card: Card, outcome: ClaimOutcome | None) -> list[str]:
     raw = card.path.read_text(encoding="utf-8")
     prose, commands = _comment(raw)
     parts = [
@@ -108,7 +138,17 @@ def _section(card: Card) -> list[str]:
         f"{_cited(card)} ({card.year}).",
     ]
     if "claim" in card.card:
-        parts.append(f"Claim: {_claim(card.card['claim'])}")
+        claim = claim_of(card)
+        said = f"Claim: {claim.statement if claim else ''}."
+        if outcome is None:
+            parts.append(f"{said} Not measured yet.")
+        elif claim is None or outcome.statement != claim.statement:
+            parts.append(f"{said} Not measured since it was changed.")
+        else:
+            found = ""
+            if outcome.difference is not None:
+                found = f": difference {outcome.difference:+.3f} ({outcome.low:+.3f} to {outcome.high:+.3f})"
+            parts.append(f"{said} Measured on {outcome.date}: {outcome.verdict}{found}.")
     if commands:
         parts.append("```console\n" + "\n".join(f"$ {line}" for line in commands) + "\n```")
     parts += prose[1:]
@@ -151,10 +191,6 @@ def _settings(raw: str) -> str:
     return "\n".join(kept).strip()
 
 
-def _claim(claim: object) -> str:
-    return "`" + yaml.safe_dump(claim, default_flow_style=True, sort_keys=False, width=1000).strip() + "`"
-
-
 def _cited(card: Card) -> str:
     url = card.card.get("url")
     return f"[{_escaped(card.title)}]({url})" if url else _escaped(card.title)
@@ -186,6 +222,11 @@ def main(words: list[str]) -> None:
         case []:
             README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
             METHODS.write_text(methods_page(), encoding="utf-8")
+            if RECORD.exists():
+                CLAIMS.write_text(claims_page(), encoding="utf-8")
+        case ["claims", run]:
+            claims(Path(run))
+            main([])
         case ["figures"]:
             figures()
         case ["output", name]:

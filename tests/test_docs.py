@@ -184,6 +184,10 @@ def test_what_is_made_is_current():
     assert build.readme(readme) == readme, f"the tables of README.md are stale: {hint}"
     methods = build.METHODS.read_text(encoding="utf-8") if build.METHODS.exists() else ""
     assert build.methods_page() == methods, f"docs/methods.md is stale: {hint}"
+    if build.RECORD.exists():
+        assert build.claims_page() == build.CLAIMS.read_text(encoding="utf-8"), (
+            f"docs/claims.md is stale: {hint}"
+        )
 
 
 def test_the_tables_name_every_command_and_method():
