@@ -70,7 +70,7 @@ class PromptContext(nn.Module):
             )
         tokens, slots = prompt_tokens(clip, class_names, vectors.shape[2], position)
         tokens, slots = tokens.to(clip.device), slots.to(clip.device)
-        self.vectors = nn.Parameter(vectors.to(clip.device))
+        self.vectors = nn.Parameter(vectors.detach().to(clip.device, copy=True))
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("slots", slots, persistent=False)
         self.register_buffer("embedded", tower.token_embedding(tokens).detach(), persistent=False)

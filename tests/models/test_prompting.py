@@ -186,6 +186,15 @@ def test_only_the_vectors_are_parameters_and_the_model_is_put_back(clip):
     clip.eval()
 
 
+def test_the_given_vectors_stay_as_they_are(clip):
+    given = random_vectors(clip, 2, generator=generator())
+    before = given.clone()
+    context = PromptContext(clip, NAMES, given)
+    with torch.no_grad():
+        context.vectors.add_(1)
+    assert torch.equal(given, before)
+
+
 def test_draws_are_named_and_of_the_published_spread(clip):
     several = random_vectors(clip, 16, generator=generator(3), prompts=4)
     assert torch.equal(several[:1], random_vectors(clip, 16, generator=generator(3)))
