@@ -90,12 +90,15 @@ def test_no_step_is_zero_shot_with_one_prompt(make, micro):
         LoRA(epochs=30, lr=1e-2, batch_size=6, towers=["image"], targets=["q", "k", "v", "o", "mlp"]),
         CLIPSVD(epochs=30, lr=3e-2, batch_size=6),
         CLIPSVD(epochs=30, lr=3e-2, batch_size=6, towers=["image"], share=0.5),
+        LoRA(epochs=30, lr=1e-2, batch_size=6, precision="bf16"),
+        CLIPSVD(epochs=30, lr=3e-2, batch_size=6, precision="fp16"),
     ],
-    ids=["lora", "lora-image", "svd", "svd-image"],
+    ids=["lora", "lora-image", "svd", "svd-image", "bf16", "fp16"],
 )
 def test_it_learns(micro, adapter):
     before = fitted(type(adapter)(epochs=0), micro)
     assert right(fitted(adapter, micro), micro) > max(0.8, right(before, micro) + 0.2)
+    assert {value.dtype for value in adapter.weights_.values()} == {torch.float32}
 
 
 @BOTH

@@ -111,6 +111,20 @@ def test_a_timm_tower_with_a_pool_and_a_bert(micro):
     assert sites["image.0.k.0"].layer is own.model.visual.trunk.blocks[0].attn.qkv.k
 
 
+def test_a_text_tower_of_its_own_and_a_pool_of_queries():
+    config = open_clip.get_model_config("coca_ViT-B-32")
+    with torch.device("meta"):
+        model = open_clip.CoCa(**{key: value for key, value in config.items() if key != "custom_text"})
+    own = CLIP(model, str.split, config, {"size": 224, "mean": [0.5] * 3, "std": [0.5] * 3}, "coca")
+    before = list(own.state_dict())
+    sites = find_sites(own, targets=["q"])
+    expected = [f"image.{block}.q.0" for block in range(13)] + [f"text.{block}.q.0" for block in range(12)]
+    assert list(sites) == expected
+    assert sites["image.12.q.0"].owner is own.model.visual.attn_pool.attn
+    assert sites["text.0.q.0"].owner is own.model.text.transformer.resblocks[0].attn
+    assert list(restore(own).state_dict()) == before
+
+
 @pytest.mark.parametrize("change", [add_lora, train_singular_values])
 def test_what_is_put_in_and_taken_out_is_what_was_there(micro, change):
     own = copy.deepcopy(micro)
