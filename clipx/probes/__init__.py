@@ -1,0 +1,1 @@
+"""Analyses of a CLIP as it is: what its frozen embeddings hold, and how they lie."""

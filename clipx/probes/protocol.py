@@ -1,0 +1,76 @@
+"""What a probe is: a plain object, built from a card, that is given embeddings and returns a ``Result``.
+
+A probe says what it ``needs``, so that a recipe can fetch exactly that and tell what is missing before any
+mathematics; and from which ``bank`` of the feature store it wants its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from clipx.features.encode import FeatureSet
+from clipx.tasks.intervals import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NEEDS = ("train", "validation", "classes", "texts")
+"""What a probe may need beside the split that is measured: two more splits, class names with their vectors,
+texts paired with the images."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a probe is given.
+
+    ``measured`` the split that figures are of; ``train`` and ``validation`` the splits that something may be
+    learnt from and chosen on; ``names`` of the C classes and ``classifier`` ``[C, D]``, their unit vectors;
+    ``text`` ``[T, D]`` unit rows and ``pairs`` int64 ``[P, 2]`` of (measured image, text) that belong
+    together; ``logit_scale`` of the model; ``title`` for figures; ``seed`` of every draw. What a probe does
+    not need may be missing.
+    """
+
+    measured: FeatureSet
+    train: FeatureSet | None = None
+    validation: FeatureSet | None = None
+    names: Sequence[str] = ()
+    classifier: Tensor | None = None
+    text: Tensor | None = None
+    pairs: Tensor | None = None
+    logit_scale: float = 1.0
+    title: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a probe found: figures with their 95% intervals, what they depend on, tables and drawings by name.
+
+    ``details`` is plain data, for results.json.
+    """
+
+    metrics: Mapping[str, Estimate]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+
+class Probe(Protocol):
+    """A callable with the names of what it needs and the bank of features that it looks at."""
+
+    needs: tuple[str, ...]
+    bank: str
+
+    def __call__(self, material: Material) -> Result: ...
