@@ -137,6 +137,13 @@ recipe(
     "clipx pretrain data=folder data.root=photos model=ViT-B-32 training.epochs=10",
 )
 recipe(
+    "finetune",
+    "Train a CLIP further on your own data.",
+    "clipx finetune",
+    "clipx finetune data=folder data.root=photos data.captions=captions.csv",
+    "clipx finetune --method flyp data=folder data.root=photos",
+)
+recipe(
     "zeroshot",
     "Classify and retrieve with a CLIP as it is.",
     "clipx zeroshot",
@@ -149,6 +156,13 @@ recipe(
     "clipx adapt",
     "clipx adapt --method tip-adapter data=folder data.root=photos shots=4",
     "clipx adapt --multirun --method zero-shot,tip-adapter shots=1,2,4,8,16",
+)
+recipe(
+    "probe",
+    "Look into a frozen CLIP: how its features classify, its modality gap.",
+    "clipx probe",
+    "clipx probe --method modality-gap",
+    "clipx probe --method linear-probe-full data=folder data.root=photos",
 )
 
 

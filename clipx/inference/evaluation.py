@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,6 +41,15 @@ def retrieval_estimates(
     """
     with evaluating(clip):
         return retrieval(clip.score, image.to(clip.device), text.to(clip.device), pairs, seed=seed)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Images as unit rows float32 ``[N, D]``, their labels int64 ``[N]`` (-1: none) and captions."""
+
+    image: Tensor
+    labels: Tensor
+    captions: list[list[str]]
 
 
 class Evaluation:
@@ -82,22 +92,43 @@ class Evaluation:
         Raises:
             ClipxError: no sample can be used.
         """
-        features, labels, captions = self._embed(clip)
-        estimates: dict[str, Estimate] = {}
+        embedded = self.embed(clip)
+        return flatten(self.estimates(clip, embedded, self.outcomes(clip, embedded)))
+
+    def outcomes(self, clip: CLIP, embedded: "Embedded") -> Outcomes | None:
+        """What becomes of labelled images under the class names in prompts; None where none is labelled."""
         classes = self.source.classes
-        self.sizes = {"samples": len(features)}
-        if classes and len(classes) > 1 and (labels != UNLABELLED).any():
-            self.sizes["classes"] = len(classes)
-            classifier = zero_shot_classifier(clip, classes, self.templates)
-            estimates |= accuracy(class_outcomes(clip, features, labels, classifier))
-        if any(captions):
-            texts, pairs = distinct_texts(captions)
+        if not classes or len(classes) < 2 or not (embedded.labels != UNLABELLED).any():
+            return None
+        classifier = zero_shot_classifier(clip, classes, self.templates)
+        return class_outcomes(clip, embedded.image, embedded.labels, classifier)
+
+    def estimates(self, clip: CLIP, embedded: "Embedded", seen: Outcomes | None) -> dict[str, Estimate]:
+        """Accuracy of the outcomes, and retrieval where there are captions; ``sizes`` is set.
+
+        Args:
+            clip: the model.
+            embedded: by it, as ``embed`` gave it.
+            seen: of these images; None for no accuracy.
+        """
+        estimates: dict[str, Estimate] = {}
+        self.sizes = {"samples": len(embedded.image)}
+        if seen is not None:
+            self.sizes["classes"] = seen.classes
+            estimates |= accuracy(seen)
+        if any(embedded.captions):
+            texts, pairs = distinct_texts(embedded.captions)
             self.sizes |= {"texts": len(texts), "pairs": len(pairs)}
             text = embed_texts(clip, texts, batch_size=self.batch_size)
-            estimates |= retrieval_estimates(clip, features, text, pairs)
-        return flatten(estimates)
+            estimates |= retrieval_estimates(clip, embedded.image, text, pairs)
+        return estimates
 
-    def _embed(self, clip: CLIP) -> tuple[Tensor, Tensor, list[list[str]]]:
+    def embed(self, clip: CLIP) -> "Embedded":
+        """The split's usable samples, embedded; ``skipped`` is set.
+
+        Raises:
+            ClipxError: no sample can be used.
+        """
         features, labels, captions = [], [], []
         skipped: Counter[str] = Counter()
         loader = evaluation_loader(
@@ -114,4 +145,4 @@ class Evaluation:
         if not features:
             what = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.items())
             raise ClipxError(f"no sample of the split can be used ({what or 'it is empty'})")
-        return torch.cat(features), torch.cat(labels), captions
+        return Embedded(torch.cat(features), torch.cat(labels), captions)

@@ -16,6 +16,7 @@ def info_nce(
     *,
     logit_bias: Tensor | float | None = None,
     targets: Tensor | None = None,
+    left_out: Tensor | None = None,
     label_smoothing: float = 0.0,
     all_image: Tensor | None = None,
     all_text: Tensor | None = None,
@@ -31,6 +32,7 @@ def info_nce(
             graph, where DistributedDataParallel looks for it.
         targets: soft targets ``[B, M]``, rows sum to 1, of both directions; None for row i <-> row
             ``offset + i``.
+        left_out: bool ``[B, M]``, candidates that a row is not compared with, the same in both directions.
         label_smoothing: in [0, 1).
         all_image: candidates ``[M, D]`` of the texts, with ``image`` at rows ``offset`` to ``offset + B``;
             None: ``image``.
@@ -58,6 +60,9 @@ def info_nce(
     text_to_image = logit_scale * text @ all_image.T
     if logit_bias is not None:
         image_to_text, text_to_image = image_to_text + logit_bias, text_to_image + logit_bias
+    if left_out is not None:
+        image_to_text = image_to_text.masked_fill(left_out, -torch.inf)
+        text_to_image = text_to_image.masked_fill(left_out, -torch.inf)
     return (
         functional.cross_entropy(image_to_text, wanted, label_smoothing=label_smoothing)
         + functional.cross_entropy(text_to_image, wanted, label_smoothing=label_smoothing)

@@ -38,15 +38,25 @@ def load_pretrained(model: DictConfig, device: str | None = None) -> CLIP:
     Raises:
         ClipxError: the weights would be random, or what ``load`` raises.
     """
+    arguments = pretrained_arguments(model)
+    where = device_of(device)
+    return kept(
+        "model", repr((sorted(arguments.items()), where)), (), lambda: load(**arguments, device=where).eval()
+    )
+
+
+def pretrained_arguments(model: DictConfig) -> dict[str, Any]:
+    """Arguments of ``clipx.models.loading.load`` for a model that has learnt something.
+
+    Raises:
+        ClipxError: the weights would be random.
+    """
     arguments = model_arguments(model)
     name = str(arguments["name"])
     brings_its_own = name.startswith(("hf-hub:", "local-dir:")) or Path(name).exists()
     if arguments.get("pretrained") is None and not brings_its_own:
         raise ClipxError(f"model={name} has random weights", hint=_weights_hint(name))
-    where = device_of(device)
-    return kept(
-        "model", repr((sorted(arguments.items()), where)), (), lambda: load(**arguments, device=where).eval()
-    )
+    return arguments
 
 
 def model_arguments(model: DictConfig) -> dict[str, Any]:

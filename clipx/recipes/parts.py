@@ -1,5 +1,8 @@
 """Parts that several recipes build from their configuration in the same way."""
 
+import inspect
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -7,10 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from clipx.config import build, flat
 from clipx.data.loading import is_stream
+from clipx.errors import ClipxError
 from clipx.models.clip import CLIP
+from clipx.models.layers import distances_from_top
 from clipx.recipes.sharing import kept
 from clipx.run import Run
 from clipx.training.checkpoints import written_whole
+from clipx.training.module import TrainingModule
 from clipx.training.optimizer import parameter_groups
 
 _EXTRAS = {"negative_captions": "negative_text"}
@@ -40,21 +46,64 @@ def batch_fields(source: Any) -> set[str]:
     return fields
 
 
-def build_objectives(config: DictConfig) -> tuple[dict[str, torch.nn.Module], dict[str, float]]:
-    """The card's objectives and their weights, by name."""
+def build_objectives(
+    config: DictConfig, given: Mapping[str, Callable[[], Any]] | None = None
+) -> tuple[dict[str, torch.nn.Module], dict[str, float]]:
+    """The card's objectives and their weights, by name.
+
+    Args:
+        config: the node ``objectives``.
+        given: what a card cannot say, such as the classifier that a head starts from: name of an argument ->
+            what makes its value, called for objectives that have such an argument.
+    """
     objectives, weights = {}, {}
     for name, node in config.items():
         options: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
         weights[str(name)] = float(options.pop("weight", 1.0))
-        objectives[str(name)] = build(OmegaConf.create(options))
+        known = _parameters(options.get("_target_"))
+        extras = {key: make() for key, make in (given or {}).items() if key in known}
+        objectives[str(name)] = build(OmegaConf.create(options), **extras)
     return objectives, weights
 
 
-def build_optimizer(config: DictConfig, module: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of ``conf/optim/<name>.yaml`` over a module's parameter groups."""
+def _parameters(target: Any) -> set[str]:
+    from hydra.utils import get_object
+
+    try:
+        return set(inspect.signature(get_object(str(target))).parameters)
+    except Exception:
+        return set()  # building it says what is wrong
+
+
+def build_optimizer(config: DictConfig, module: TrainingModule) -> torch.optim.Optimizer:
+    """The optimizer of ``conf/optim/<name>.yaml`` over a module's parameter groups.
+
+    Raises:
+        ClipxError: a learning rate that trains nothing, or what ``parameter_groups`` raises.
+    """
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    groups = parameter_groups(module, options.pop("weight_decay", 0.0))
+    check_learning_rate(options["lr"])
+    layer_decay = options.pop("layer_decay", None)
+    distances = {} if layer_decay is None else distances_from_top(module.clip.model)
+    groups = parameter_groups(
+        module,
+        options.pop("weight_decay", 0.0),
+        lr=options["lr"],
+        layer_decay=layer_decay,
+        distances={f"clip.model.{name}": distance for name, distance in distances.items()},
+        undecayed=options.pop("undecayed", ()),
+    )
     return build(OmegaConf.create(options), groups)
+
+
+def check_learning_rate(lr: Any) -> None:
+    """Check that something would be learnt.
+
+    Raises:
+        ClipxError: the learning rate is not a positive number.
+    """
+    if not isinstance(lr, int | float) or not 0 < lr < math.inf:
+        raise ClipxError(f"optim.lr={lr} trains nothing: it must be above 0", hint="optim.lr=1e-4")
 
 
 def save_model(clip: CLIP, run: Run) -> None:

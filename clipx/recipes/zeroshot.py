@@ -42,14 +42,14 @@ def main(config: DictConfig, run: Run) -> dict[str, float]:
 
 
 def _open_adapter(config: DictConfig, run: Run) -> Adapted:
-    """The adapter of a run of ``clipx adapt``, or of one of its files, with the model it was fitted on."""
+    """The adapter of a run (a head that was fine-tuned is one too), or one of its files, with its model."""
     given = Path(str(config.adapter)).expanduser()
     if given.is_file():
         folder, file = given.parent, given.name
     else:
         assert run.directory is not None
         root = run.directory.parents[2]
-        folder, file = find_run(root, str(config.adapter), command="adapt", holding=FOLDER) / FOLDER, None
+        folder, file = find_run(root, str(config.adapter), holding=FOLDER) / FOLDER, None
     clip = load_pretrained(OmegaConf.create(describe(folder)["model"]), config.device)
     return load_adapted(folder, clip, file=file)
 

@@ -108,10 +108,10 @@ class Trainer:
         self.average: AveragedModel | None = None
         if settings.ema is not None:
             average_fn = get_ema_multi_avg_fn(settings.ema)
-            self.average = AveragedModel(module.clip, multi_avg_fn=average_fn, use_buffers=True)
+            self.average = AveragedModel(module, multi_avg_fn=average_fn, use_buffers=True)
             # Statistics of batch norm are averaged; a mask of -inf would turn NaN on the way.
-            saved = module.clip.state_dict()
-            self._constants = [name for name, _ in module.clip.named_buffers() if name not in saved]
+            saved = module.state_dict()
+            self._constants = [name for name, _ in module.named_buffers() if name not in saved]
         compiled = torch.compile(self.module) if settings.compile else self.module
         self.wrapped, self.optimizer = self.accelerator.prepare(compiled, optimizer)
         self.checkpoints: Checkpoints | None = None
@@ -125,9 +125,33 @@ class Trainer:
         self.start = self.fitted.steps
 
     @property
+    def trained(self) -> TrainingModule:
+        """The CLIP and its objectives to evaluate and save: the average where there is one."""
+        return self.average.module if self.average is not None else self.module  # type: ignore[return-value]
+
+    @property
     def clip(self) -> CLIP:
-        """The CLIP to evaluate and save: the average where there is one."""
-        return self.average.module if self.average is not None else self.module.clip  # type: ignore[return-value]
+        """The CLIP to evaluate and save."""
+        return self.trained.clip
+
+    def take_best(self) -> int:
+        """Put the weights of the best checkpoint in ``trained``; returns the step that they are of.
+
+        The last stay where no evaluation found a best one, or its checkpoint cannot be read.
+        """
+        step = self.fitted.best_step
+        if step is None or self.checkpoints is None or step == self.fitted.steps:
+            return self.fitted.steps
+        try:
+            checkpoint = self.checkpoints.load(step)
+        except ClipxError as error:
+            console.warn(f"{error.message}; the last weights are kept")
+            return self.fitted.steps
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint.training["average"])
+        else:
+            self.module.load_state_dict(checkpoint.tensors)
+        return step
 
     def fit(self, loader: Callable[[tuple[int, int], Positions], Iterable[dict[str, Any]]]) -> Fitted:
         """Train to the last step.
@@ -178,11 +202,10 @@ class Trainer:
                     totals["grad_norm"] = norm
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-        clip = self.module.clip
-        clip.clamp_logit_scale()
+        self.module.clip.clamp_logit_scale()
         if self.average is not None:
-            self.average.update_parameters(clip)
-            average, current = dict(self.average.module.named_buffers()), dict(clip.named_buffers())
+            self.average.update_parameters(self.module)
+            average, current = dict(self.average.module.named_buffers()), dict(self.module.named_buffers())
             for name in self._constants:
                 average[name].copy_(current[name])
         return totals

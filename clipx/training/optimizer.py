@@ -1,7 +1,7 @@
 """Parameter groups and the learning rate as a function of the step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,23 +12,53 @@ from clipx.errors import ClipxError, did_you_mean
 SCHEDULES = ("cosine", "constant", "cooldown")
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay; gains, biases, logit scale and bias do not.
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    lr: float | None = None,
+    layer_decay: float | None = None,
+    distances: Mapping[str, int] | None = None,
+    undecayed: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: matrices decay; gains, biases, logit scale and bias do not.
+
+    Args:
+        module: whose parameters.
+        weight_decay: of the matrices.
+        lr: the learning rate that ``layer_decay`` lowers.
+        layer_decay: in (0, 1]; a parameter has the rate ``lr * layer_decay ** distance``. None: one rate for
+            all.
+        distances: name of a parameter of ``module`` -> layers between it and the top of its tower; 0 for what
+            is not named, such as the heads of objectives.
+        undecayed: last parts of the names of matrices that shall not decay either (``positional_embedding``).
+
+    Returns:
+        at most two groups a distance, those with the highest rate first.
 
     Raises:
-        ClipxError: nothing is trainable.
+        ClipxError: nothing is trainable, or ``layer_decay`` is out of its range.
 
-    Source: Radford et al. 2021, section 2.5 (decay on all weights that are not gains or biases).
+    Source: Radford et al. 2021, section 2.5 (decay on all weights that are not gains or biases); layer decay
+    as in BEiT and FT-CLIP.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in module.parameters():
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise ClipxError(f"optim.layer_decay={layer_decay} must lie in (0, 1], or be null for none")
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (decayed if parameter.ndim >= 2 else plain).append(parameter)
-    if not decayed and not plain:
-        raise ClipxError("every parameter is frozen, there is nothing to train")
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            decayed = parameter.ndim >= 2 and name.rpartition(".")[2] not in undecayed
+            distance = 0 if layer_decay is None else (distances or {}).get(name, 0)
+            found.setdefault((distance, not decayed), []).append(parameter)
+    if not found:
+        raise ClipxError("every parameter is frozen, there is nothing to train", hint="unlock a part: lock.*")
+    groups = []
+    for (distance, plain), parameters in sorted(found.items(), key=lambda item: item[0]):
+        group: dict[str, Any] = {"params": parameters, "weight_decay": 0.0 if plain else weight_decay}
+        if layer_decay is not None and lr is not None:
+            group["lr"] = lr * layer_decay**distance
+        groups.append(group)
+    return groups
 
 
 def schedule_factor(step: int, steps: int, *, name: str, warmup: int, cooldown: int = 0) -> float:

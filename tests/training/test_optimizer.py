@@ -34,6 +34,35 @@ def test_frozen_parameters_are_left_out():
         parameter_groups(module, 0.1)
 
 
+def test_layers_learn_the_slower_the_deeper_they_lie():
+    module = nn.ModuleDict({"stem": nn.Linear(2, 2), "block": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    distances = {
+        f"{name}.{kind}": far for name, far in (("stem", 2), ("block", 1)) for kind in ("weight", "bias")
+    }
+    groups = parameter_groups(module, 0.1, lr=0.4, layer_decay=0.5, distances=distances)
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        (0.4, 0.1),
+        (0.4, 0.0),
+        (0.2, 0.1),
+        (0.2, 0.0),
+        (0.1, 0.1),
+        (0.1, 0.0),
+    ]
+    assert groups[0]["params"] == [module["head"].weight]
+    assert groups[5]["params"] == [module["stem"].bias]
+    for decay in (0, 1.5, -1):
+        with pytest.raises(ClipxError, match="layer_decay"):
+            parameter_groups(module, 0.1, lr=0.4, layer_decay=decay)
+
+
+def test_matrices_that_are_named_do_not_decay():
+    module = fits.clip()
+    decayed, plain = parameter_groups(module, 0.1, undecayed=["positional_embedding"])
+    positions = [module.model.visual.positional_embedding, module.model.positional_embedding]
+    assert {id(each) for each in positions} <= {id(each) for each in plain["params"]}
+    assert not {id(each) for each in positions} & {id(each) for each in decayed["params"]}
+
+
 def test_cosine_after_warm_up():
     found = factors(8, name="cosine", warmup=4)
     assert found[:4] == [0.25, 0.5, 0.75, 1.0]

@@ -1,0 +1,89 @@
+"""One split under a model as it was and as it became: figures side by side, differences row by row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clipx.inference.evaluation import Evaluation
+from clipx.models.clip import CLIP
+from clipx.tasks.classification import Outcomes, accuracy, join, outcomes
+from clipx.tasks.intervals import Estimate, paired_difference
+
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Head:
+    """A trained classifier on unit image embeddings: ``module`` maps ``[N, D]`` to logits ``[N, C]``."""
+
+    module: nn.Module
+    classes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of a model on a split; ``seen`` is what became of the labelled images, None where there are
+    none.
+    """
+
+    estimates: dict[str, Estimate]
+    seen: Outcomes | None
+
+
+class BeforeAfter:
+    """A split, and what a model made of it before it was changed.
+
+    Args:
+        evaluation: of the split.
+        clip: as it is before.
+    """
+
+    def __init__(self, evaluation: Evaluation, clip: CLIP) -> None:
+        self.evaluation = evaluation
+        self.before = self.measure(clip)
+
+    def measure(self, clip: CLIP, head: Head | None = None) -> Measured:
+        """Measure a model as ``measured`` does."""
+        return measured(self.evaluation, clip, head)
+
+    def beside(self, after: Measured) -> dict[str, Estimate]:
+        """The figures of now; then of each that was measured before too ``before_<name>``; and of top-1 the
+        ``difference``, paired over the images.
+        """
+        found = dict(after.estimates)
+        found |= {
+            f"before_{name}": each for name, each in self.before.estimates.items() if name in after.estimates
+        }
+        if after.seen is not None and self.before.seen is not None:
+            found["difference"] = paired_difference(after.seen.ranks < 1, self.before.seen.ranks < 1)
+        return found
+
+
+def measured(evaluation: Evaluation, clip: CLIP, head: Head | None = None) -> Measured:
+    """Zero-shot accuracy and retrieval of a model on a split.
+
+    With a head for the classes of the split, accuracy (``top1``, ...) is the head's, and that of the prompts
+    is called ``zero_shot_top1``, ...
+    """
+    embedded = evaluation.embed(clip)
+    seen = evaluation.outcomes(clip, embedded)
+    estimates = evaluation.estimates(clip, embedded, seen)
+    if head is None or seen is None or list(head.classes) != list(evaluation.source.classes):
+        return Measured(estimates, seen)
+    with torch.no_grad():
+        own = join(
+            outcomes(_logits(head, rows), labels)
+            for rows, labels in zip(
+                embedded.image.split(_ROWS_AT_ONCE), embedded.labels.split(_ROWS_AT_ONCE), strict=True
+            )
+        )
+    by_head = accuracy(own)
+    prompts = {f"zero_shot_{name}": estimates.pop(name) for name in by_head}
+    return Measured({**by_head, **estimates, **prompts}, own)
+
+
+def _logits(head: Head, rows: Tensor) -> Tensor:
+    device = next(head.module.parameters()).device
+    return head.module(rows.to(device)).float().cpu()

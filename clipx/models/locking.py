@@ -1,0 +1,49 @@
+"""Lock parts of a CLIP: what is locked does not train and behaves as it does in use."""
+
+from torch import nn
+
+from clipx.errors import ClipxError
+from clipx.models.clip import CLIP
+from clipx.models.layers import part_of
+
+
+def lock(
+    clip: CLIP,
+    *,
+    image: bool = False,
+    text: bool = False,
+    scale: bool = False,
+    first_convolution: bool = False,
+) -> CLIP:
+    """Take the gradient from parts of a model, in place.
+
+    A batch norm without gradient keeps its statistics while the rest trains, see ``CLIP.train``.
+
+    Args:
+        clip: the model.
+        image: the whole image tower; with a text tower that trains, locked-image tuning (LiT).
+        text: the whole text tower.
+        scale: the scale of the logits, and their bias where there is one.
+        first_convolution: of the image tower, which cuts the patches of a ViT.
+
+    Raises:
+        ClipxError: ``first_convolution`` of an image tower that has no convolution.
+
+    Source: Zhai et al. 2022 (LiT) for the image tower; Dong et al. 2022 (FT-CLIP) and Chen et al. 2021 (MoCo
+    v3) for the convolution.
+    """
+    locked = {part for part, wanted in (("image", image), ("text", text), ("scale", scale)) if wanted}
+    for name, parameter in clip.model.named_parameters():
+        if part_of(name) in locked:
+            parameter.requires_grad_(False)
+    if first_convolution:
+        for parameter in _first_convolution(clip).parameters():
+            parameter.requires_grad_(False)
+    return clip
+
+
+def _first_convolution(clip: CLIP) -> nn.Module:
+    for module in clip.model.get_submodule("visual").modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            return module
+    raise ClipxError("the image tower has no convolution to lock", hint="lock.first_convolution=false")

@@ -1,0 +1,309 @@
+import csv
+import json
+import os
+import signal
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from clipx.config import compose, resolve
+from clipx.errors import ClipxError
+from clipx.models.loading import load
+from clipx.recipes import zeroshot
+from clipx.recipes.finetune import main
+from clipx.run import Interrupted, Run
+
+SMALL = [
+    "training.steps=4",
+    "training.batch_size=8",
+    "training.warmup=0",
+    "loader.workers=0",
+    "optim.lr=1e-3",
+]
+COLOURS = [(220, 30, 30), (30, 200, 40), (40, 40, 230)]
+TIMED = {"images_per_second", "data_wait", "training_seconds"}
+stop_at: dict[str, int] = {}
+"""Example of ``Paints`` at whose reading the process gets a SIGTERM, or nothing."""
+
+
+class Paints:
+    """Noisy pictures in the colour of their class, with captions or labels or both."""
+
+    name, templates = "paints", None
+
+    def __init__(self, split, classes=3, captions=True, shift=0, size=36):
+        self.split, self.captions, self.shift, self.size = split, captions, shift, size
+        self.classes = ["red", "green", "blue"][:classes] or None
+        self.number = max(classes, 1)
+
+    def __len__(self):
+        return self.size
+
+    @property
+    def labels(self):
+        return np.arange(self.size) % self.number if self.classes else np.full(self.size, -1)
+
+    def examples(self, indices):
+        return [self.example(int(index)) for index in indices]
+
+    def example(self, index):
+        if stop_at.get(self.split) == index:
+            del stop_at[self.split]
+            os.kill(os.getpid(), signal.SIGTERM)
+        seed = [index, {"train": 0, "validation": 1, "test": 2}[self.split]]
+        noise = np.random.default_rng(seed).normal(0, 30, (32, 32, 3))
+        pixels = np.clip(np.array(COLOURS[index % 3]) + noise + self.shift, 0, 255).astype(np.uint8)
+        captions = [f"picture {index % 3}"] if self.captions else []
+        return {"image": pixels, "captions": captions, "label": int(self.labels[index]), "id": str(index)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    torch.manual_seed(0)
+    return str(load("micro").save(tmp_path_factory.mktemp("model") / "micro"))
+
+
+@pytest.fixture
+def begin(saved, tmp_path):
+    """Compose a configuration and open its run."""
+
+    def start(*overrides, method="infonce", forgetting=None, shift=None, **source):
+        settings = resolve(compose("finetune", [f"model={saved}", *SMALL, *overrides], method=method))
+        OmegaConf.set_struct(settings, False)
+        node = {"_target_": f"{__name__}.Paints"}
+        settings.data = {**node, **source}
+        settings.forgetting = None if forgetting is None else {**node, **forgetting}
+        for name, each in (shift or {}).items():
+            settings.shift[name] = {**node, **each}
+        return settings, Run.create(tmp_path / "outputs", "finetune", method, settings)
+
+    return start
+
+
+@pytest.fixture
+def run_with(begin):
+    """Run the recipe with overrides; returns its metrics and the run."""
+
+    def start(*overrides, **options):
+        settings, run = begin(*overrides, **options)
+        with run:
+            return main(settings, run), run
+
+    return start
+
+
+def results(run):
+    return json.loads((run.directory / "results.json").read_text())
+
+
+def weights(run):
+    from safetensors.torch import load_file
+
+    return load_file(run.directory / "model" / "open_clip_model.safetensors")
+
+
+def changed(run, saved):
+    """The parts of the model of a run that differ from where it started: visual, logit_scale, ..."""
+    before = open_clip.create_model(f"local-dir:{saved}").state_dict()
+    return {
+        name.split(".")[0]
+        for name, value in weights(run).items()
+        if value.is_floating_point() and not torch.equal(value, before[name])
+    }
+
+
+def test_what_is_gained_and_lost_stands_beside_what_was(run_with, saved):
+    metrics, run = run_with("training.steps=40", forgetting={"shift": -60}, shift={"dark": {"shift": -30}})
+    assert metrics["difference"] == pytest.approx(metrics["top1"] - metrics["before_top1"])
+    assert metrics["image_to_text_recall@1"] > 0.9 > metrics["before_image_to_text_recall@1"]
+    for prefix in ("forgetting_", "shift_dark_"):
+        gain = metrics[f"{prefix}top1"] - metrics[f"{prefix}before_top1"]
+        assert metrics[f"{prefix}difference"] == pytest.approx(gain)
+    found = results(run)
+    assert found["intervals"]["before_top5"][0] <= 1
+    assert "before_top5" not in metrics
+    assert found["skipped"] == {"train": {}, "validation": {}, "test": {}, "forgetting": {}, "shift_dark": {}}
+    assert {"visual", "transformer", "logit_scale"} <= changed(run, saved)
+    rows = list(csv.DictReader((run.directory / "per_class.csv").open()))
+    assert [row["class"] for row in rows] == ["red", "green", "blue"]
+    recalls = [float(row["recall_before"]) for row in rows]
+    assert np.mean(recalls) == pytest.approx(metrics["before_mean_per_class"])
+    assert "| before_top1 |" in (run.directory / "table.md").read_text()
+    assert f"model={run.shown}" in run.next[0]
+
+
+def test_what_was_measured_before_is_the_model_as_it_was(run_with, saved, tmp_path):
+    metrics, _ = run_with()
+    settings = resolve(compose("zeroshot", [f"model={saved}", "loader.workers=0"]))
+    OmegaConf.set_struct(settings, False)
+    settings.data, settings.cache = {"_target_": f"{__name__}.Paints"}, str(tmp_path / "cache")
+    Paints.fingerprint = lambda self: self.split
+    with Run.create(tmp_path / "outputs", "zeroshot", "zero-shot", settings) as run:
+        plain = zeroshot.main(settings, run)
+    del Paints.fingerprint
+    assert metrics["before_top1"] == plain["top1"]
+    assert metrics["before_text_to_image_recall@1"] == plain["text_to_image_recall@1"]
+
+
+@pytest.mark.parametrize("method", ["infonce", "flyp", "ft-clip"])
+def test_a_run_that_a_signal_stopped_is_resumed_to_the_same_end(run_with, begin, method):
+    overrides = ["training.steps=6", "training.ema=0.8", "training.evaluate_every=2"]
+    _, whole = run_with(*overrides, method=method)
+    settings, run = begin(*overrides, method=method)
+    stop_at["train"] = 7
+    with pytest.raises(Interrupted), run:
+        main(settings, run)
+    with Run.open(run.directory) as again:
+        main(settings, again)
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
+    kept = [{k: v for k, v in results(one).items() if k not in TIMED} for one in (whole, again)]
+    assert kept[0] == kept[1]
+    if method == "ft-clip":
+        one, other = (
+            (each.directory / "adapter" / "head.safetensors").read_bytes() for each in (whole, again)
+        )
+        assert one == other
+
+
+@pytest.mark.parametrize(
+    ("locks", "trained"),
+    [
+        (["lock.image=true"], {"positional_embedding", "text_projection", "token_embedding", "ln_final"}),
+        (["lock.text=true", "lock.scale=true"], {"visual"}),
+        (["lock.text=true", "lock.image=true"], {"logit_scale"}),
+    ],
+)
+def test_what_is_locked_stays_and_the_rest_learns(run_with, saved, locks, trained):
+    _, run = run_with(*locks)
+    found = changed(run, saved)
+    assert trained <= found
+    locked = {"lock.image=true": "visual", "lock.text=true": "transformer", "lock.scale=true": "logit_scale"}
+    assert not found & {locked[each] for each in locks}
+
+
+def test_labels_become_prompts_where_the_method_asks_for_them(run_with, begin):
+    _, own = run_with(method="infonce")
+    _, same = run_with("pairs=labels", method="infonce")
+    assert any(not torch.equal(value, weights(own)[name]) for name, value in weights(same).items())
+    bare = {"captions": False}
+    _, without = run_with(method="infonce", **bare)  # no captions: prompts of labels, unasked
+    assert all(torch.equal(value, weights(same)[name]) for name, value in weights(without).items())
+
+
+def test_flyp_learns_classes_that_the_prompts_did_not_tell_apart(run_with):
+    metrics, run = run_with("training.steps=60", method="flyp", captions=False)
+    assert metrics["top1"] > 0.9 > metrics["before_top1"]
+    assert "class_contrast" in run.metrics()[0]
+    assert "image_to_text_recall@1" not in metrics
+
+
+def test_a_head_starts_at_the_prompts_and_is_measured_kept_and_used(run_with, saved, tmp_path):
+    metrics, run = run_with(
+        "optim.lr=1e-12", "training.ema=null", method="ft-clip", forgetting={"classes": 2}
+    )
+    assert metrics["top1"] == metrics["before_top1"] == metrics["zero_shot_top1"]
+    assert "forgetting_zero_shot_top1" not in metrics  # other classes: the head has no answer
+    metrics, run = run_with("training.steps=60", "optim.lr=3e-3", method="ft-clip")
+    assert metrics["top1"] > 0.9 > metrics["before_top1"]
+    assert metrics["difference"] == pytest.approx(metrics["top1"] - metrics["before_top1"])
+    assert changed(run, saved) == {"visual"}
+    start = open_clip.create_model(f"local-dir:{saved}").state_dict()["visual.conv1.weight"]
+    assert torch.equal(weights(run)["visual.conv1.weight"], start)
+
+    settings = resolve(compose("zeroshot", [f"adapter={run.directory}", "loader.workers=0"]))
+    OmegaConf.set_struct(settings, False)
+    settings.data, settings.cache = {"_target_": f"{__name__}.Paints"}, str(tmp_path / "cache")
+    Paints.fingerprint = lambda self: self.split
+    with Run.create(tmp_path / "outputs", "zeroshot", "zero-shot", settings) as other:
+        assert zeroshot.main(settings, other)["top1"] == metrics["top1"]
+    del Paints.fingerprint
+
+
+def test_the_best_weights_on_validation_are_kept_where_they_are_asked_for(run_with):
+    overrides = ["training.steps=6", "training.evaluate_every=1", "training.keep=1", "optim.lr=0.1"]
+    _, last = run_with(*overrides)
+    _, best = run_with(*overrides, "evaluation.select=best")
+    found = results(best)
+    assert results(last)["kept_step"] == 6
+    assert found["kept_step"] == found["best"]["step"] < 6
+    assert any(not torch.equal(value, weights(last)[name]) for name, value in weights(best).items())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    for number, colour in enumerate(["red", "blue"] * 15):
+        path = folder / colour / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shade = np.random.default_rng(number).integers(0, 60, (40, 40, 3), dtype=np.uint8)
+        shade[..., 0 if colour == "red" else 2] += 150
+        Image.fromarray(shade).save(path)
+    rows = [(str(path.relative_to(folder)), f"a {path.parent.name} wall") for path in folder.rglob("*.png")]
+    with (folder / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), *rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small random model as open_clip saves one."""
+    from safetensors.torch import save_file
+
+    towers = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    save_file(open_clip.model.CLIP(**towers).state_dict(), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": towers, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize("model", ["tiny", "checkpoint"])
+@pytest.mark.parametrize("pairs", ["classes", "captions"])
+def test_own_folders_train_in_one_line(photos, checkpoint, tmp_path, model, pairs):
+    overrides = [f"model={checkpoint if model == 'checkpoint' else 'tiny'}", "data=folder"]
+    overrides += [f"data.root={photos}", "forgetting=null", "loader.workers=0"]
+    overrides += ["data.captions=captions.csv"] if pairs == "captions" else []
+    settings = resolve(compose("finetune", [*overrides, "training.epochs=1", "training.batch_size=8"]))
+    with Run.create(tmp_path / "outputs", "finetune", "infonce", settings) as run:
+        metrics = main(settings, run)
+    key = "top1" if pairs == "classes" else "image_to_text_recall@1"
+    assert {key, f"before_{key}"} <= metrics.keys()
+    assert load(str(run.directory)).image_size == (48 if model == "tiny" else 32)
+
+
+def test_mistakes_are_told_before_anything_is_trained(begin):
+    def refused(*overrides, **options):
+        settings, run = begin(*overrides, **options)
+        with pytest.raises(ClipxError) as caught:
+            main(settings, run)
+        assert run.metrics() == []
+        return f"{caught.value.message} {caught.value.hint}"
+
+    for lr in ("0", "-1e-4"):
+        assert "trains nothing" in refused(f"optim.lr={lr}")
+    frozen = ["lock.image=true", "lock.text=true", "lock.scale=true"]
+    assert "every parameter is frozen" in refused(*frozen)
+    for method in ("ft-clip", "flyp"):
+        assert "no labels to learn from" in refused(method=method, classes=0)
+    assert "did you mean 'labels'" in refused("pairs=label")
+    assert "did you mean 'best'" in refused("evaluation.select=bst")
+    assert "training.warmup" in refused("training.warmup=-1")
+    assert "optim.layer_decay=2" in refused("optim.layer_decay=2")
+    assert "micro has random weights" in refused("model=micro", "model.pretrained=null")
+    assert "did you mean 'equal'" in refused("objectives.flyp.targets=equa", method="flyp")
+
+
+def test_every_parameter_of_a_locked_model_may_be_frozen_where_a_head_learns(run_with, saved):
+    metrics, run = run_with("lock.image=true", "training.steps=60", "optim.lr=0.1", method="ft-clip")
+    assert changed(run, saved) == set()
+    assert metrics["zero_shot_top1"] == metrics["before_top1"]
+    assert metrics["top1"] > metrics["before_top1"]
