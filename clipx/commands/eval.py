@@ -50,6 +50,8 @@ def execute(options: Options, *, retry: bool = False) -> int:
     if cells is None or left:
         cells = cells_of(drafts, options.config_dir)
         left = unfinished(cells, index, retry=retry)
+        if index.folder.is_dir():  # conf/ may have changed since the cells were computed, and they have not
+            _remember(index, digest, cells)
     if options.show_config:
         return _show(suite, cells, index, options)
     if not left:
@@ -136,8 +138,7 @@ def _work(
         from clipx.recipes import eval as recipe
         from clipx.suites.cells import in_order_of_work
 
-        with contextlib.suppress(OSError):  # a full disk is told by what comes next
-            remember(index, digest, cells)
+        _remember(index, digest, cells)
         done = len({cell.key for cell in cells}) - len(left)
         console.info(f"{len(left)} cells to compute" + (f", {done} finished" if done else ""))
         failed = {cell.key: entry for cell in left if (entry := index.find(cell.key)) is not None}
@@ -213,6 +214,13 @@ def _tell(failed: Sequence[tuple[Cell, Entry]]) -> None:
     if len(failed) > _SHOWN_FAILURES:
         print(f"  ... and {len(failed) - _SHOWN_FAILURES} more")
     print("--retry tries them again", flush=True)
+
+
+def _remember(index: CellIndex, digest: str, cells: Sequence[Cell]) -> None:
+    with contextlib.suppress(
+        OSError
+    ):  # a disk that is full costs time here, nothing else
+        remember(index, digest, cells)
 
 
 def _entries(cells: Sequence[Cell], index: CellIndex) -> list[Entry]:

@@ -93,10 +93,12 @@ class Teller:
 
     def end(self, done: int) -> None:
         """So many cells are finished."""
+        if done == self.done:
+            return
         self.done = done
         self._bar.update(self._task, completed=done)
         now = time.monotonic()
-        if not self._screen.is_terminal and done and (now - self._last >= 10 or done == self.total):
+        if not self._screen.is_terminal and (now - self._last >= 10 or done == self.total):
             self._last = now
             rest = console.duration((now - self._began) / done * (self.total - done))
             self.say(f"{done} of {self.total} cells, {rest} left" if done < self.total else f"{done} cells")

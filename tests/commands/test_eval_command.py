@@ -277,6 +277,7 @@ def test_jobs_of_a_launcher_share_the_cells(home):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "report  outputs/eval/ad-hoc/v0001" in out
+    assert err.splitlines().count("8 cells") == 1
     assert sorted(computed()) == sorted(set(computed()))
     assert len(completed(home)) == 8
     assert [entry.name for entry in (home / "outputs").iterdir() if entry.name.startswith(".")] == []
