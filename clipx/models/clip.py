@@ -142,7 +142,7 @@ class CLIP(nn.Module):
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(key.encode())
             digest.update(
-                value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
                 if value.ndim
                 else repr(value.item()).encode()
             )

@@ -113,3 +113,8 @@ def test_the_fingerprint_follows_weights_architecture_and_preprocessing(micro, t
         clip = copy.deepcopy(micro)
         getattr(clip, change)["interpolation" if change == "preprocess_cfg" else "quick_gelu"] = "bilinear"
         assert clip.fingerprint() != first
+
+
+def test_the_layout_in_memory_is_not_in_the_fingerprint(micro_resnet):
+    trained = copy.deepcopy(micro_resnet).to(memory_format=torch.channels_last)
+    assert trained.fingerprint() == micro_resnet.fingerprint()
