@@ -18,9 +18,12 @@ from clipx.tasks.intervals import (
     mean,
     mean_of_proportions,
     percentile_interval,
-    proportion,
     resampled,
 )
+from clipx.tasks.retrieval import retrieval
+
+RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1")
+"""What a smaller gap must not cost."""
 
 _SEPARATES_AT = 1.0
 """C of the separating regression, scikit-learn's default, which the paper's code keeps."""
@@ -81,10 +84,11 @@ class ModalityGap:
         }
         margins = geometry.margins(images, texts, pairs)
         estimates["margin"] = mean(margins.numpy(), seed=seed)
-        estimates["positive_margin"] = proportion(int((margins > 0).sum()), len(margins))
+        found = retrieval(_cosines, images, texts, pairs.numpy(), seed=seed)
+        estimates |= {name: found[name] for name in RECALLS}
         centroids = images.mean(0), texts.mean(0)
         details = {
-            "images": len(images),
+            "samples": len(images),
             "texts": len(texts),
             "pairs": len(pairs),
             "logit_scale": material.logit_scale,
@@ -189,6 +193,10 @@ def _drawn_means(rows: Tensor, seed: int) -> NDArray[np.float64]:
         return (weights / len(rows)) @ rows.numpy()
 
     return resampled(weighted, len(rows), seed=seed)
+
+
+def _cosines(images: Tensor, texts: Tensor) -> Tensor:
+    return images @ texts.T
 
 
 def _delta(value: Tensor, error: Tensor) -> Estimate:
