@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from clipx.data.fields import UNLABELLED
 from clipx.inference.evaluation import Evaluation
+from clipx.inference.zero_shot import class_logits, zero_shot_classifier
 from clipx.models.clip import CLIP
 from clipx.tasks.classification import Outcomes, accuracy, join, outcomes
 from clipx.tasks.intervals import Estimate, paired_difference
@@ -70,20 +72,42 @@ def measured(evaluation: Evaluation, clip: CLIP, head: Head | None = None) -> Me
     embedded = evaluation.embed(clip)
     seen = evaluation.outcomes(clip, embedded)
     estimates = evaluation.estimates(clip, embedded, seen)
-    if head is None or seen is None or list(head.classes) != list(evaluation.source.classes):
+    if head is None or seen is None or not _knows(head, evaluation):
         return Measured(estimates, seen)
-    with torch.no_grad():
-        own = join(
-            outcomes(_logits(head, rows), labels)
-            for rows, labels in zip(
-                embedded.image.split(_ROWS_AT_ONCE), embedded.labels.split(_ROWS_AT_ONCE), strict=True
-            )
+    own = join(
+        outcomes(_logits(head, rows), labels)
+        for rows, labels in zip(
+            embedded.image.split(_ROWS_AT_ONCE), embedded.labels.split(_ROWS_AT_ONCE), strict=True
         )
+    )
     by_head = accuracy(own)
     prompts = {f"zero_shot_{name}": estimates.pop(name) for name in by_head}
     return Measured({**by_head, **estimates, **prompts}, own)
 
 
+def class_scores(
+    evaluation: Evaluation, clip: CLIP, head: Head | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Logits ``[N, C]`` and labels ``[N]`` of a split by the head, or by the prompts where the head does not
+    know the classes; None where nothing is labelled.
+    """
+    embedded = evaluation.embed(clip)
+    classes = evaluation.source.classes
+    if not classes or len(classes) < 2 or not (embedded.labels != UNLABELLED).any():
+        return None
+    if head is not None and _knows(head, evaluation):
+        parts = [_logits(head, rows) for rows in embedded.image.split(_ROWS_AT_ONCE)]
+    else:
+        classifier = zero_shot_classifier(clip, classes, evaluation.templates)
+        parts = [logits.cpu() for _, logits in class_logits(clip, embedded.image, classifier)]
+    return torch.cat(parts), embedded.labels
+
+
+def _knows(head: Head, evaluation: Evaluation) -> bool:
+    return list(head.classes) == list(evaluation.source.classes)
+
+
+@torch.no_grad()
 def _logits(head: Head, rows: Tensor) -> Tensor:
     device = next(head.module.parameters()).device
     return head.module(rows.to(device)).float().cpu()

@@ -1,7 +1,7 @@
 """How good a CLIP is on a split, without training anything: zero-shot classification and retrieval."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,8 @@ class Evaluation:
         batch_size: images, and texts, a step.
         workers: loader processes; None chooses.
         limit: look at so many items, evenly spread (of a stream: the first).
+        remember: bytes of preprocessed images that may stay in memory for the next call; a split of more is
+            read anew.
 
     Attributes:
         skipped: samples passed over in the last call, by reason.
@@ -76,12 +78,15 @@ class Evaluation:
         batch_size: int = 256,
         workers: int | None = None,
         limit: int | None = None,
+        remember: int = 0,
     ) -> None:
         self.source = source if limit is None or is_stream(source) else evenly(source, limit)
         self.templates = list(templates or source.templates or DEFAULT_TEMPLATES)
         self.batch_size = batch_size
         self.workers = workers
         self.limit = limit
+        self.remember = remember
+        self._remembered: tuple[str, list[dict[str, Any]]] | None = None
         self.skipped: dict[str, int] = {}
         self.sizes: dict[str, int] = {}
         self.key_metric = "top1" if source.classes and len(source.classes) > 1 else "image_to_text_recall@1"
@@ -131,11 +136,8 @@ class Evaluation:
         """
         features, labels, captions = [], [], []
         skipped: Counter[str] = Counter()
-        loader = evaluation_loader(
-            self.source, clip.preprocess, batch_size=self.batch_size, workers=self.workers, limit=self.limit
-        )
         with evaluating(clip):
-            for batch in loader:
+            for batch in self._batches(clip):
                 if len(batch["image"]):
                     features.append(images_to_features(clip, batch["image"]).cpu())
                     labels.append(batch["label"])
@@ -146,3 +148,22 @@ class Evaluation:
             what = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.items())
             raise ClipxError(f"no sample of the split can be used ({what or 'it is empty'})")
         return Embedded(torch.cat(features), torch.cat(labels), captions)
+
+    def _batches(self, clip: CLIP) -> Iterator[dict[str, Any]]:
+        kind = repr(clip.preprocess_cfg)
+        if self._remembered is not None and self._remembered[0] == kind:
+            yield from self._remembered[1]
+            return
+        loader = evaluation_loader(
+            self.source, clip.preprocess, batch_size=self.batch_size, workers=self.workers, limit=self.limit
+        )
+        seen: list[dict[str, Any]] | None = []
+        room = self.remember
+        for batch in loader:
+            yield batch
+            room -= batch["image"].nbytes
+            if seen is not None and room >= 0:
+                seen.append(batch)
+            else:
+                seen = None
+        self._remembered = None if seen is None else (kind, seen)

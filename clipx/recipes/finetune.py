@@ -1,5 +1,6 @@
 """``clipx finetune``: train a CLIP further on data of one's own; what it gains there, and loses elsewhere."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,12 +17,15 @@ from clipx.errors import ClipxError, did_you_mean
 from clipx.inference.adapted import FOLDER, Adapted, save_adapted
 from clipx.inference.before_after import BeforeAfter, Head, Measured, measured
 from clipx.inference.evaluation import Evaluation
+from clipx.inference.weight_curve import state_of
 from clipx.inference.zero_shot import zero_shot_classifier
 from clipx.models.clip import CLIP
+from clipx.models.interpolation import check_same_architecture
 from clipx.models.loading import load
 from clipx.models.locking import lock
 from clipx.recipes.fitting import batches, evaluation_of, loop_settings, tracked, tracking
 from clipx.recipes.frozen import pretrained_arguments, report_classes
+from clipx.recipes.merging import VALIDATION, check_merge, finished, linear, merge
 from clipx.recipes.parts import (
     batch_fields,
     build_objectives,
@@ -39,6 +43,8 @@ from clipx.training.module import TrainingModule
 
 PAIRS = ("captions", "labels")
 SELECTS = ("last", "best")
+_REMEMBERED = 1 << 28
+"""Bytes of images that each evaluation keeps for the next."""
 _HEADLINES = ("top1", "mean_per_class", "recall@1", "difference")
 
 
@@ -52,72 +58,60 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
         source = label_captions(source)
     settings = loop_settings(config.training, source)
     accelerator = settings.accelerator(**tracking(config, run))
-    validation = evaluation_of(config, config.data, "validation", config.evaluation.limit)
-    own, others = evaluation_of(config, config.data, "test"), _elsewhere(config)
+    validation = _evaluation(config, config.data, "validation", config.evaluation.limit)
+    own = _evaluation(config, config.data, "test", None)
+    tests = {"": own, **_elsewhere(config)}
 
     clip = load(**pretrained_arguments(config.model)).to(accelerator.device)
-    objectives, weights = build_objectives(config.objectives, {"classifier": lambda: _classifier(clip, own)})
-    lock(clip, **{str(part): bool(locked) for part, locked in config.lock.items()})
-    module = TrainingModule(clip, objectives, weights)
-    check_fields(module.needs, batch_fields(source), part=" + ".join(objectives))
-    optimizer = build_optimizer(config.optim, module)
-
-    console.info("measuring the model as it is")
-    before = {name: BeforeAfter(each, clip) for name, each in {"": own, **others}.items()}
-    trainer = Trainer(
-        module,
-        optimizer,
-        settings,
-        run,
-        seed=config.seed,
-        accelerator=accelerator,
-        evaluate=lambda clip: flatten(measured(validation, clip, _head(trainer.trained, own)).estimates),
-        best=config.evaluation.best or validation.key_metric,
-    )
-    if trainer.start and run.writes:
-        console.info(f"going on from step {trainer.start}")
-    with tracked(accelerator, config):
-        fitted = trainer.fit(
-            batches(
-                source,
-                clip,
-                config,
-                batch_size=settings.batch_size,
-                templates=validation.templates,
-                needs=module.needs,
-            )
+    if config.get("run") is not None:
+        if not run.writes:
+            return {}
+        tuned, head = finished(str(config.run), run, own, config.model, clip.device)
+        start = _zero_shot_start(clip, head, own)
+        check_same_architecture(start, state_of(tuned, head))
+        before = _before(tests, clip)
+        facts: dict[str, Any] = {"merged_run": str(config.run)}
+    else:
+        objectives, weights = build_objectives(
+            config.objectives, {"classifier": lambda: _classifier(clip, own)}
         )
-    accelerator.end_training()
+        lock(clip, **{str(part): bool(locked) for part, locked in config.lock.items()})
+        module = TrainingModule(clip, objectives, weights)
+        check_fields(module.needs, batch_fields(source), part=" + ".join(objectives))
+        if "label" in module.needs and config.pairs != "labels":
+            raise ClipxError(f"{' + '.join(objectives)} learns from labels", hint="pairs=labels")
+        optimizer = build_optimizer(config.optim, module)
+        before = _before(tests, clip)
+        start = state_of(clip, _head(module, own)) if "merge" in config else {}
+        trainer = Trainer(
+            module,
+            optimizer,
+            settings,
+            run,
+            seed=config.seed,
+            accelerator=accelerator,
+            evaluate=lambda now: flatten(measured(validation, now, _head(trainer.trained, own)).estimates),
+            best=config.evaluation.best or validation.key_metric,
+        )
+        facts = _train(trainer, source, config, run, validation.templates)
+        tuned, head = trainer.clip, _head(trainer.trained, own)
+        accelerator.end_training()
     if not run.writes:
         return {}
-    kept = trainer.take_best() if config.evaluation.select == "best" else fitted.steps
-    head = _head(trainer.trained, own)
-    save_model(trainer.clip, run)
+    merged: dict[str, Estimate] = {}
+    if "merge" in config:
+        evaluations = {**tests, VALIDATION: validation}
+        merged = merge(
+            tuned, head, start, config.merge, evaluations, run, title=f"{clip.name}: {config.method}"
+        )
+    save_model(tuned, run)
     if head is not None:
-        _save_head(head, trainer.clip, own, config, run)
-    estimates: dict[str, Estimate] = {}
-    for name, each in before.items():
-        after = each.measure(trainer.clip, head)
-        estimates |= _prefixed(each.beside(after), name)
-        if not name:
-            _report(each, after, f"{clip.name}: {config.method}", run)
-    run.results(
-        {
-            **own.sizes,
-            "images_per_second": fitted.images_per_second,
-            "data_wait": fitted.data_wait,
-            "training_seconds": fitted.seconds,
-            "steps": fitted.steps,
-            "best": {"metric": trainer.best, "value": fitted.best, "step": fitted.best_step},
-            "kept_step": kept,
-            "intervals": {name: [each.low, each.high] for name, each in estimates.items()},
-            "skipped": {
-                "train": count_reasons(fitted.bad),
-                "validation": validation.skipped,
-                **{name or "test": each.evaluation.skipped for name, each in before.items()},
-            },
-        }
-    )
+        _save_head(head, tuned, own, config, run)
+    estimates = _after(before, tuned, head, config, run) | merged
+    skipped = {name or "test": each.skipped for name, each in tests.items()}
+    facts["skipped"] = {**facts.get("skipped", {}), VALIDATION: validation.skipped, **skipped}
+    intervals = {name: [each.low, each.high] for name, each in estimates.items()}
+    run.results({**own.sizes, **facts, "intervals": intervals})
     run.write_text("table.md", markdown(METRIC_COLUMNS, metric_rows(estimates), right=METRIC_COLUMNS[1:]))
     run.next = [
         f"clipx zeroshot model={run.shown}",
@@ -125,11 +119,59 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
         if head
         else f"clipx zeroshot model={run.shown} image=photo.jpg 'labels=[cat, dog]'",
     ]
-    return {
-        **flatten(_headlines(estimates)),
-        "training_seconds": fitted.seconds,
-        "images_per_second": fitted.images_per_second,
+    metrics = flatten(_headlines(estimates))
+    return metrics | {
+        name: facts[name] for name in ("training_seconds", "images_per_second") if name in facts
     }
+
+
+def _train(
+    trainer: Trainer, source: Any, config: DictConfig, run: Run, templates: Sequence[str]
+) -> dict[str, Any]:
+    """Train to the end and put the weights that are wanted in ``trainer.trained``; what results.json says."""
+    if trainer.start and run.writes:
+        console.info(f"going on from step {trainer.start}")
+    size, needs = trainer.settings.batch_size, trainer.module.needs
+    with tracked(trainer.accelerator, config):
+        loader = batches(
+            source, trainer.module.clip, config, batch_size=size, templates=templates, needs=needs
+        )
+        fitted = trainer.fit(loader)
+    kept = trainer.take_best() if config.evaluation.select == "best" and run.writes else fitted.steps
+    return {
+        "images_per_second": fitted.images_per_second,
+        "data_wait": fitted.data_wait,
+        "training_seconds": fitted.seconds,
+        "steps": fitted.steps,
+        "best": {"metric": trainer.best, "value": fitted.best, "step": fitted.best_step},
+        "kept_step": kept,
+        "skipped": {"train": count_reasons(fitted.bad)},
+    }
+
+
+def _before(tests: dict[str, Evaluation], clip: CLIP) -> dict[str, BeforeAfter]:
+    console.info("measuring the model as it is")
+    return {name: BeforeAfter(each, clip) for name, each in tests.items()}
+
+
+def _after(
+    before: dict[str, BeforeAfter], clip: CLIP, head: Head | None, config: DictConfig, run: Run
+) -> dict[str, Estimate]:
+    """Every figure of now beside that of before, and the report by class."""
+    estimates: dict[str, Estimate] = {}
+    for name, each in before.items():
+        after = each.measure(clip, head)
+        estimates |= _prefixed(each.beside(after), name)
+        if not name:
+            _report(each, after, f"{clip.name}: {config.method}", run)
+    return estimates
+
+
+def _zero_shot_start(clip: CLIP, head: Head | None, own: Evaluation) -> dict[str, Tensor]:
+    """The weights that a model had before it was trained, with its prompts as the head where it has one."""
+    if head is None:
+        return state_of(clip)
+    return state_of(clip, Head(linear(_classifier(clip, own)), head.classes))
 
 
 def _check(config: DictConfig) -> None:
@@ -141,6 +183,8 @@ def _check(config: DictConfig) -> None:
     ):
         if value not in known:
             raise ClipxError(f"there is no {name}={value}", hint=did_you_mean(str(value), known))
+    if "merge" in config:
+        check_merge(config.merge)
 
 
 def _elsewhere(config: DictConfig) -> dict[str, Evaluation]:
@@ -149,7 +193,11 @@ def _elsewhere(config: DictConfig) -> dict[str, Evaluation]:
     if OmegaConf.is_dict(config.forgetting):
         nodes["forgetting"] = config.forgetting
     limit = config.evaluation.elsewhere_limit
-    return {name: evaluation_of(config, node, "test", limit) for name, node in nodes.items()}
+    return {name: _evaluation(config, node, "test", limit) for name, node in nodes.items()}
+
+
+def _evaluation(config: DictConfig, data: DictConfig, split: str, limit: int | None) -> Evaluation:
+    return evaluation_of(config, data, split, limit, remember=_REMEMBERED)
 
 
 def _prefixed(estimates: dict[str, Estimate], prefix: str) -> dict[str, Estimate]:
@@ -158,7 +206,7 @@ def _prefixed(estimates: dict[str, Estimate], prefix: str) -> dict[str, Estimate
 
 def _headlines(estimates: dict[str, Estimate]) -> dict[str, Estimate]:
     """What is worth printing: of the model as it was, and of other data, a few figures; table.md has all."""
-    aside = ("before_", "shift_", "forgetting_", "zero_shot_")
+    aside = ("before_", "shift_", "forgetting_", "zero_shot_", "fine_tuned_", "logit_ensemble_")
     return {
         name: each
         for name, each in estimates.items()
@@ -168,8 +216,8 @@ def _headlines(estimates: dict[str, Estimate]) -> dict[str, Estimate]:
 
 def _classifier(clip: CLIP, own: Evaluation) -> Tensor:
     """The zero-shot classifier ``[C, D]`` of the data's classes, times the logit scale."""
-    vectors = zero_shot_classifier(clip, own.source.classes, own.templates)
-    return vectors * clip.logit_scale.detach().cpu()
+    vectors = zero_shot_classifier(clip, own.source.classes or [], own.templates)
+    return (vectors.to(clip.device) * clip.logit_scale).detach()
 
 
 def _head(module: TrainingModule, own: Evaluation) -> Head | None:

@@ -53,14 +53,17 @@ def loop_settings(training: DictConfig, source: Any) -> LoopSettings:
     return LoopSettings(**values)
 
 
-def evaluation_of(config: DictConfig, data: DictConfig, split: str, limit: int | None = None) -> Evaluation:
-    """What measures models on a split of some data, at most ``limit`` of its items."""
+def evaluation_of(
+    config: DictConfig, data: DictConfig, split: str, limit: int | None = None, *, remember: int = 0
+) -> Evaluation:
+    """What measures models on a split of some data; ``limit`` and ``remember`` as ``Evaluation`` has them."""
     return Evaluation(
         open_source(data, split),
         templates=config.evaluation.templates,
         batch_size=config.evaluation.batch_size,
         workers=config.loader.workers,
         limit=limit,
+        remember=remember,
     )
 
 

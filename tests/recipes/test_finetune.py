@@ -13,7 +13,7 @@ from PIL import Image
 from clipx.config import compose, resolve
 from clipx.errors import ClipxError
 from clipx.models.loading import load
-from clipx.recipes import zeroshot
+from clipx.recipes import merging, zeroshot
 from clipx.recipes.finetune import main
 from clipx.run import Interrupted, Run
 
@@ -149,7 +149,7 @@ def test_what_was_measured_before_is_the_model_as_it_was(run_with, saved, tmp_pa
     assert metrics["before_text_to_image_recall@1"] == plain["text_to_image_recall@1"]
 
 
-@pytest.mark.parametrize("method", ["infonce", "flyp", "ft-clip"])
+@pytest.mark.parametrize("method", ["infonce", "flyp", "ft-clip", "wise-ft"])
 def test_a_run_that_a_signal_stopped_is_resumed_to_the_same_end(run_with, begin, method):
     overrides = ["training.steps=6", "training.ema=0.8", "training.evaluate_every=2"]
     _, whole = run_with(*overrides, method=method)
@@ -233,6 +233,89 @@ def test_the_best_weights_on_validation_are_kept_where_they_are_asked_for(run_wi
     assert any(not torch.equal(value, weights(last)[name]) for name, value in weights(best).items())
 
 
+def curve(run):
+    return list(csv.DictReader((run.directory / "weight_curve.csv").open()))
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["own", "run"])
+def test_the_ends_of_the_curve_are_the_models_before_and_after(run_with, saved, prepared):
+    data = {"shift": {"dark": {"shift": -40}}, "forgetting": {"classes": 2}}
+    overrides = ["training.steps=40", "merge.alphas=[0.5]"]
+    _, whole = run_with(*overrides, "merge.alpha=1", method="wise-ft", **data)
+    assert weights(whole)["visual.conv1.weight"].dtype == torch.float32
+    given = [f"run={whole.directory}"] if prepared else []
+    metrics, run = run_with(*overrides, *given, method="wise-ft", **data)
+    rows = curve(run)
+    assert [float(row["alpha"]) for row in rows] == [0, 0.5, 1]
+    assert float(rows[0]["test"]) == metrics["before_top1"]
+    assert float(rows[0]["shift_dark"]) == metrics["shift_dark_before_top1"]
+    assert float(rows[2]["test"]) == metrics["fine_tuned_top1"]
+    assert float(rows[1]["test"]) == metrics["top1"]
+    assert float(rows[1]["forgetting"]) == metrics["forgetting_top1"]
+    assert metrics["alpha"] == 0.5
+    assert "logit_ensemble_top1" in metrics
+    assert (run.directory / "figures" / "weight_curve.png").stat().st_size > 10_000
+    before = open_clip.create_model(f"local-dir:{saved}").state_dict()
+    for name, value in weights(run).items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (before[name] + weights(whole)[name]) / 2)
+
+
+def test_runs_of_every_method_can_be_merged(run_with):
+    for method in ("infonce", "ft-clip"):
+        _, whole = run_with("training.steps=30", method=method)
+        given = [f"run={method}/latest", "merge.alphas=[0.3]", "merge.alpha=1"]
+        metrics, run = run_with(*given, method="wise-ft")
+        assert all(torch.equal(value, weights(run)[name]) for name, value in weights(whole).items())
+        assert (run.directory / "adapter").is_dir() == (method == "ft-clip")
+        assert metrics["top1"] == metrics["fine_tuned_top1"]
+        assert "training_seconds" not in metrics
+
+
+def test_alpha_is_chosen_on_validation(run_with):
+    metrics, run = run_with("training.steps=40", "merge.alpha=null", "optim.lr=3e-3", method="wise-ft")
+    rows = curve(run)
+    assert len(rows) == 11
+    best = max(rows, key=lambda row: float(row["validation"]))
+    assert metrics["alpha"] == float(best["alpha"])
+    assert metrics["top1"] == float(best["test"])
+
+
+def test_a_path_through_a_valley_is_warned_of(capsys):
+    merging._warn_of_a_valley([0.0, 0.4, 1.0], [0.5, 0.45, 0.47])
+    assert "alpha=0.4 is worse than both ends" in capsys.readouterr().err
+    merging._warn_of_a_valley([0.0, 0.4, 1.0], [0.5, 0.48, 0.47])
+    assert capsys.readouterr().err == ""
+
+
+def test_what_accuracy_is_held_against():
+    assert merging.elsewhere({"": [0.1], "validation": [0.2]}) is None
+    assert merging.elsewhere({"": [0.1], "forgetting": [0.3]}) == ("forgetting", [0.3])
+    one = {"forgetting": [0.3], "shift_a": [0.4]}
+    assert merging.elsewhere(one) == ("shift_a", [0.4])
+    assert merging.elsewhere({**one, "shift_b": [0.6]}) == ("mean under shift", [0.5])
+
+
+def test_what_cannot_be_merged(run_with, begin, tmp_path, checkpoint, capsys):
+    def refused(*overrides, **options):
+        settings, run = begin(*overrides, method="wise-ft", **options)
+        with pytest.raises(ClipxError) as caught:
+            main(settings, run)
+        return f"{caught.value.message} {caught.value.hint}"
+
+    for alphas in ("[0.5,1.1]", "[-0.1]"):
+        assert "must lie in [0, 1]" in refused(f"merge.alphas={alphas}")
+    assert "alpha=2 must lie" in refused("merge.alpha=2")
+    assert "is no list" in refused("merge.alphas=[]")
+    assert "no run 'nowhere'" in refused("run=nowhere")
+    assert "no labels to learn from" in refused(classes=0)
+    run_with(method="ft-clip")
+    said = refused("run=ft-clip/latest", f"model={checkpoint}")
+    assert "different architectures" in said
+    assert "started from model=" in capsys.readouterr().err
+    assert "is for 3 other classes" in refused("run=ft-clip/latest", classes=2)
+
+
 @pytest.fixture
 def photos(tmp_path):
     folder = tmp_path / "photos"
@@ -294,6 +377,7 @@ def test_mistakes_are_told_before_anything_is_trained(begin):
     assert "every parameter is frozen" in refused(*frozen)
     for method in ("ft-clip", "flyp"):
         assert "no labels to learn from" in refused(method=method, classes=0)
+    assert "pairs=labels" in refused("pairs=captions", method="ft-clip")
     assert "did you mean 'labels'" in refused("pairs=label")
     assert "did you mean 'best'" in refused("evaluation.select=bst")
     assert "training.warmup" in refused("training.warmup=-1")
