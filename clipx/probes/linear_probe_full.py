@@ -97,7 +97,7 @@ class Logistic:
         final = fits[chosen]
         if self.refit:
             both = [torch.cat(parts) for parts in zip(train, validation, strict=True)]
-            final = LogisticPath(both[0], both[1], classes).fit(self.grid[chosen], **options)  # type: ignore[arg-type]
+            final = LogisticPath(both[0], both[1], classes).fit(self.grid[chosen], start=final, **options)  # type: ignore[arg-type]
         swept = {
             self.grid[place]: int(hits(fit.logits(validation[0]), validation[1])) / len(validation[1])
             for place, fit in sorted(fits.items())

@@ -22,6 +22,7 @@ from clipx.errors import ClipxError
 MEMORY = 10
 """Steps that L-BFGS remembers, as in scikit-learn."""
 
+_GAIN = 0.1
 _SUFFICIENT = 1e-4
 _HALVINGS = 25
 
@@ -32,7 +33,7 @@ class Solution:
 
     ``weight`` ``[C, D]`` and ``bias`` ``[C]`` over all classes, with a bias of -inf for one without a row to
     learn from; ``gradient`` the largest entry of the mean loss's gradient at the end; ``iterations`` taken;
-    ``converged`` whether it fell below the tolerance.
+    ``converged`` whether that and the gain of another step fell below the tolerance.
     """
 
     weight: Tensor
@@ -40,8 +41,6 @@ class Solution:
     gradient: float
     iterations: int
     converged: bool
-    state: tuple[Tensor, Tensor]
-    """Where another strength may start from: weights and biases in the path's own coordinates."""
 
     def logits(self, rows: Tensor) -> Tensor:
         """Logits ``[M, C]`` of rows ``[M, D]``."""
@@ -97,10 +96,11 @@ class LogisticPath:
 
         Args:
             c: inverse strength of the penalty, above 0.
-            start: of a near strength of this path; None for zeros.
+            start: of a near strength, or of other rows of the same width and classes; None for zeros.
             max_iter: of L-BFGS.
             tolerance: of the largest entry of the gradient of ``mean CE + |W|^2 / (2 C N)``, as scikit-learn
-                has it.
+                has it; beside it the next step must promise to take less than a tenth of it from that, in
+                nats.
 
         Raises:
             ClipxError: c is not above 0 and finite.
@@ -109,19 +109,25 @@ class LogisticPath:
             raise ClipxError(f"c is {c}, must be above 0 and finite")
         # Two vectors of opposite sign carry half the penalty of the single one that two classes have.
         ridge = 1 / ((c / 2 if len(self.present) == 2 else c) * len(self._rows))
-        point = self._zeros() if start is None else torch.cat([start.state[0], start.state[1][None]])
+        point = self._zeros() if start is None else self._own(start)
         logits = self._forward(point)
         loss, gradient, curvature = self._gradient(point, logits, ridge)
         metric = self._metric(curvature, ridge)
         steps: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=MEMORY)
         iterations = 0
-        while (largest := float(gradient.abs().max())) > tolerance and iterations < max_iter:
+        converged = False
+        while True:
             direction = _two_loops(gradient, steps, metric)
             slope = float((direction * gradient).sum())
-            if slope >= 0:  # rounding has eaten the curvature: start the memory anew
+            if slope > 0:  # rounding has eaten the curvature: start the memory anew
                 steps.clear()
                 direction = -metric * gradient
                 slope = float((direction * gradient).sum())
+            largest = float(gradient.abs().max())
+            # A warm start has a small gradient in flat directions that a long way leads along.
+            converged = largest <= tolerance and -slope / 2 <= _GAIN * tolerance
+            if converged or iterations == max_iter:
+                break
             moved = self._forward(direction)
             length = 1.0
             for _ in range(_HALVINGS):
@@ -139,10 +145,16 @@ class LogisticPath:
                 steps.append((step, change, product))
             gradient = after
             iterations += 1
-        return self._solution(point, largest, iterations, largest <= tolerance)
+        return self._solution(point, largest, iterations, converged)
 
     def _zeros(self) -> Tensor:
         return self._rows.new_zeros(self._rows.shape[1] + 1, len(self.present))
+
+    def _own(self, found: Solution) -> Tensor:
+        """A solution in the coordinates of this path; a class that it knew nothing of starts at zero."""
+        weight, bias = found.weight[self.present].to(self._rows), found.bias[self.present].to(self._rows)
+        bias = bias.where(bias.isfinite(), torch.zeros_like(bias)) + weight @ self._mean
+        return torch.cat([(weight @ self._axes).T, bias[None]])
 
     def _forward(self, point: Tensor) -> Tensor:
         return torch.addmm(point[-1], self._rows, point[:-1])
@@ -174,7 +186,7 @@ class LogisticPath:
         bias = own.new_full((self.classes,), -torch.inf)
         weight[self.present] = own
         bias[self.present] = point[-1] - own @ self._mean
-        return Solution(weight, bias, gradient, iterations, converged, (point[:-1], point[-1]))
+        return Solution(weight, bias, gradient, iterations, converged)
 
 
 def _two_loops(gradient: Tensor, steps: deque[tuple[Tensor, Tensor, float]], metric: Tensor) -> Tensor:

@@ -71,9 +71,9 @@ def test_the_value_found_is_fitted_on_train_and_validation():
     logits, found = Logistic().fit(*parts, 4)
     rows = torch.cat([each[0] for each in parts]), torch.cat([each[1] for each in parts])
     expected = LogisticPath(*rows, 4).fit(found["c"]).logits(rows[0])
-    assert torch.allclose(logits(rows[0]), expected)
+    assert torch.allclose(logits(rows[0]).softmax(1), expected.softmax(1), atol=5e-3)
     alone, _ = Logistic(refit=False).fit(*parts, 4)
-    assert not torch.allclose(alone(rows[0]), expected, atol=1e-3)
+    assert not torch.allclose(alone(rows[0]).softmax(1), expected.softmax(1), atol=2e-2)
 
 
 def test_the_test_split_chooses_nothing():

@@ -110,3 +110,30 @@ def test_what_cannot_be_fitted(rows, labels, classes, message):
 def test_strengths_out_of_range(c):
     with pytest.raises(ClipxError, match="c is"):
         LogisticPath(*TWO, 2).fit(c)
+
+
+def test_a_warm_start_does_not_stop_where_the_gradient_is_merely_small():
+    # Many classes share the gradient, so each entry is small while the best weights are far away.
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2000) % 50
+    rows = torch.nn.functional.one_hot(labels, 50) + 0.3 * torch.randn(2000, 50, generator=generator)
+    path = LogisticPath(0.02 * rows, labels, 50)
+    warm = path.fit(1e4, start=path.fit(1.0, tolerance=1e-9))
+    exact = path.fit(1e4, tolerance=1e-8)
+
+    def loss(found):
+        penalty = found.weight.square().sum() / (2e4 * len(rows))
+        return float(torch.nn.functional.cross_entropy(found.logits(0.02 * rows), labels) + penalty)
+
+    assert loss(warm) <= loss(exact) + 1e-4
+
+
+def test_a_fit_may_start_from_other_rows():
+    rows, labels = clouds()
+    first = LogisticPath(rows[:200], labels[:200], 5).fit(1.0)
+    path = LogisticPath(rows, labels, 5)
+    cold, warm = path.fit(1.0), path.fit(1.0, start=first)
+    assert warm.iterations < cold.iterations
+    assert torch.allclose(warm.logits(rows).softmax(1), cold.logits(rows).softmax(1), atol=5e-3)
+    few = LogisticPath(rows[labels < 3], labels[labels < 3], 5).fit(1.0)
+    assert path.fit(1.0, start=few).converged
