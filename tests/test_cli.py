@@ -412,8 +412,10 @@ def test_methods_are_listed_and_shown(clipx):
     assert "Learning Transferable Visual Models" in shown
     assert "clipx pretrain --method infonce" in shown
     assert "clipx.objectives.infonce.InfoNCE" in shown
-    described = json.loads(clipx("methods", "show", "infonce", "--json").out)
+    described = json.loads(clipx("methods", "show", "pretrain/infonce", "--json").out)
     assert described["year"] == 2021
+    both = json.loads(clipx("methods", "show", "infonce", "--json").out)
+    assert {card["command"] for card in both} == {"pretrain", "finetune"}
     assert described["settings"]["objectives"]
     assert {"infonce", "siglip"} <= {card["name"] for card in json.loads(clipx("methods", "--json").out)}
 

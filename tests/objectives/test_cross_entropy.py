@@ -38,8 +38,8 @@ def test_the_head_starts_as_the_zero_shot_classifier():
 def test_a_small_start_knows_no_class():
     torch.manual_seed(0)
     head = CrossEntropy(torch.ones(64, 64), init="small").head
-    assert float(head.weight.std()) == pytest.approx(2e-5, rel=0.15)
-    assert float(head.weight.abs().max()) <= 4e-5
+    assert head.weight.std().item() == pytest.approx(2e-5, rel=0.15)
+    assert head.weight.abs().max().item() <= 4e-5
     assert not head.bias.any()
 
 
