@@ -51,6 +51,19 @@ def test_zeroshot(tmp_path):
     assert "top-1" in printed
 
 
+@pytest.mark.slow
+def test_sweep(tmp_path):
+    printed = run(
+        "sweep.py", "--strengths", "0.01", "1", "--tolerance", "1e-6", "--json", tmp_path / "sweep.json"
+    )
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    assert [row["c"] for row in found["rows"]] == [0.01, 1.0]
+    for row in found["rows"]:
+        assert row["clipx"]["objective"] <= row["scikit-learn"]["objective"] * (1 + 1e-4)
+    assert found["ratios"]["clipx"] == 1
+    assert printed.count("aim") == 3
+
+
 def test_slices_count_only_whole_steps_inside_a_turn(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from slices import Contender, interleave
