@@ -217,9 +217,7 @@ def _tell(failed: Sequence[tuple[Cell, Entry]]) -> None:
 
 
 def _remember(index: CellIndex, digest: str, cells: Sequence[Cell]) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # a disk that is full costs time here, nothing else
+    with contextlib.suppress(OSError):  # a disk that is full costs time here, nothing else
         remember(index, digest, cells)
 
 
