@@ -402,6 +402,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without ± still gets its table
+    # Threads that spin while they wait take the core that the data loader's process needs. Read once, when
+    # torch is loaded; the user's own choice stands.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run(lambda: typer.main.get_command(app).main(prog_name="clipx", standalone_mode=False)))
 
 

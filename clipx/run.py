@@ -571,7 +571,14 @@ _PACKAGES = [
     "webdataset",
     "matplotlib",
 ]
-_VARIABLES = ["CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WORLD_SIZE", "SLURM_JOB_ID", "PYTHONHASHSEED"]
+_VARIABLES = [
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "PYTHONHASHSEED",
+    "SLURM_JOB_ID",
+    "WORLD_SIZE",
+]
 _held: set[IO[bytes]] = set()
 _UMASK = os.umask(0)
 os.umask(_UMASK)

@@ -1,13 +1,10 @@
 """Linear probe: logistic regression on features, texts ignored; LP++: with zero-shot logits blended in."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,6 +19,7 @@ from clipx.adapters.search import hits
 from clipx.adapters.training import Task, checked_task
 from clipx.adapters.zero_shot import ZeroShot, zero_shot_of
 from clipx.errors import ClipxError
+from clipx.probes.logistic import LogisticPath, Solution
 
 COARSE = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 LPPP_INIT = 250.0
@@ -76,32 +74,26 @@ class LinearProbe:
         )
         shots_per_class(support, missing="error")
         rows, basis = _row_space(support.features)
-        x, y = rows.double().cpu().numpy(), support.labels.cpu().numpy()
-        fitted: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-        self.unconverged_ = 0
+        path = LogisticPath(rows.double(), support.labels, support.classes)
+        fitted: dict[float, Solution] = {}
 
-        def solve(c: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        def solve(c: float) -> Solution:
             if c not in fitted:
-                weight, bias, converged = _logistic(x, y, c, self.max_iter)
-                self.unconverged_ += not converged
-                fitted[c] = weight, bias
+                near = min(fitted, key=lambda known: abs(math.log(known / c)), default=None)
+                start = None if near is None else fitted[near]
+                fitted[c] = path.fit(c, start=start, max_iter=self.max_iter)
             return fitted[c]
 
         self.c_ = float(self.c)
         if self.search and support.validation is not None:
             held, truth = support.validation
-            held_rows = (held if basis is None else held @ basis).double().cpu().numpy()
-            answers = truth.cpu().numpy()
-
-            def right(c: float) -> int:
-                weight, bias = solve(c)
-                return int(((held_rows @ weight.T + bias).argmax(1) == answers).sum())
-
-            self.c_ = search_c(right, self.rounds)
-        weight, bias = solve(self.c_)
-        learnt = torch.from_numpy(weight).to(support.features)
+            held_rows = held if basis is None else held @ basis
+            self.c_ = search_c(lambda c: hits(solve(c).logits(held_rows), truth), self.rounds)
+        best = solve(self.c_)
+        self.unconverged_ = sum(not one.converged for one in fitted.values())
+        learnt = best.weight.to(support.features)
         self.weight_ = learnt if basis is None else learnt @ basis.T
-        self.bias_ = torch.from_numpy(bias).to(support.features)
+        self.bias_ = best.bias.to(support.features)
         return self
 
     def logits(self, features: Tensor) -> Tensor:
@@ -138,22 +130,6 @@ def _row_space(features: Tensor) -> tuple[Tensor, Tensor | None]:
         return features, None
     basis = torch.linalg.qr(features.double().T).Q.to(features)
     return features @ basis, basis
-
-
-def _logistic(
-    x: NDArray[np.float64], y: NDArray[np.int64], c: float, max_iter: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
-    """Weights, biases, and whether LBFGS came to an end."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = LogisticRegression(C=c, max_iter=max_iter).fit(x, y)
-    weight, bias = model.coef_, model.intercept_
-    if len(weight) == 1:  # two classes: the logit of the second against the first
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return weight, bias, int(model.n_iter_.max()) < max_iter
 
 
 def step_sizes(features: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor]:
