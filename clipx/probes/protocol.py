@@ -18,9 +18,9 @@ from clipx.tasks.intervals import Estimate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NEEDS = ("train", "validation", "classes", "texts")
+NEEDS = ("train", "validation", "classes", "texts", "shifts", "outside")
 """What a probe may need beside the split that is measured: two more splits, class names with their vectors,
-texts paired with the images."""
+texts paired with the images, the same classes in other looks, images of none of the classes."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Material:
     ``measured`` the split that figures are of; ``train`` and ``validation`` the splits that something may be
     learnt from and chosen on; ``names`` of the C classes and ``classifier`` ``[C, D]``, their unit vectors;
     ``text`` ``[T, D]`` unit rows and ``pairs`` int64 ``[P, 2]`` of (measured image, text) that belong
-    together; ``logit_scale`` of the model; ``title`` for figures; ``seed`` of every draw. What a probe does
-    not need may be missing.
+    together; ``shifts`` by name, with labels of the same classes (-1: none); ``outside`` by name, images of
+    none of the classes; ``logit_scale`` of the model; ``title`` for figures; ``seed`` of every draw. What a
+    probe does not need may be missing.
     """
 
     measured: FeatureSet
@@ -41,9 +42,23 @@ class Material:
     classifier: Tensor | None = None
     text: Tensor | None = None
     pairs: Tensor | None = None
+    shifts: Mapping[str, Shift] = field(default_factory=dict)
+    outside: Mapping[str, FeatureSet] = field(default_factory=dict)
     logit_scale: float = 1.0
     title: str = ""
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Images of another look, and for every class that they are of the columns it has among the C classes.
+
+    ``restyled``: they are the measured images themselves, in the same order.
+    """
+
+    features: FeatureSet
+    columns: Sequence[Sequence[int]]
+    restyled: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import csv
 import io
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +15,15 @@ from clipx.config import build
 from clipx.data.fewshot import labels_of
 from clipx.data.fields import UNLABELLED
 from clipx.data.loading import is_stream
+from clipx.data.restyled import Restyled
 from clipx.errors import ClipxError, did_you_mean
 from clipx.features.encode import FeatureSet, embed_texts
 from clipx.features.views import Chosen
 from clipx.models.clip import CLIP
-from clipx.probes.protocol import NEEDS, Material, Probe, Result
+from clipx.probes.protocol import NEEDS, Material, Probe, Result, Shift
 from clipx.recipes.frozen import check_skipped, class_vectors, encoded, load_pretrained, templates_of
 from clipx.recipes.parts import open_source
+from clipx.recipes.sharing import kept
 from clipx.reports.figures import save
 from clipx.reports.tables import METRIC_COLUMNS, markdown, metric_rows
 from clipx.run import Run
@@ -86,6 +90,8 @@ class _Gathering:
             classifier=self._classifier() if "classes" in needs else None,
             text=text,
             pairs=pairs,
+            shifts=self._shifts() if "shifts" in needs else {},
+            outside=self._outside() if "outside" in needs else {},
             logit_scale=float(self.clip.logit_scale.detach()),
             title=f"{self.clip.name} on {self.source.name}",
             seed=config.seed,
@@ -114,6 +120,7 @@ class _Gathering:
         *,
         text: bool = False,
         limit: int | None = None,
+        what: str | None = None,
     ) -> FeatureSet:
         features = encoded(
             self.clip,
@@ -123,9 +130,9 @@ class _Gathering:
             bank=self.probe.bank,
             text=text,
             limit=limit,
-            what=f"{split} images",
+            what=f"{what or split} images",
         )
-        check_skipped(features, split, self.config.max_bad, self.run)
+        check_skipped(features, what or split, self.config.max_bad, self.run)
         return features
 
     def _learnt_from(self) -> tuple[FeatureSet | None, FeatureSet | None]:
@@ -175,6 +182,62 @@ class _Gathering:
         columns = measured.labels[images, None] * count + torch.arange(count)
         return text, torch.stack([images.repeat_interleave(count), columns.flatten()], 1)
 
+    def _shifts(self) -> dict[str, Shift]:
+        config, shifts = self.config, {}
+        every = [[place] for place in range(len(self.names))]
+        for style in config.styles:
+            source = kept(
+                "selection", ("restyled", style), (self.source,), partial(Restyled, self.source, style)
+            )
+            features = self._encoded(source, config.split, limit=config.limit, what=style)
+            shifts[style] = Shift(features, every, restyled=True)
+        for name, node in config.shifts.items():
+            if name in shifts:
+                raise ClipxError(
+                    f"there are two shifts of the name {name}", hint="styles=[] leaves the styles out"
+                )
+            source = open_source(node, "test")
+            columns = class_columns(self.names, [str(each) for each in source.classes or []], str(name))
+            features = self._encoded(source, "test", limit=config.limit, what=str(name))
+            shifts[str(name)] = Shift(features, columns)
+        return shifts
+
+    def _outside(self) -> dict[str, FeatureSet]:
+        return {
+            str(name): self._encoded(
+                open_source(node, "test"), "test", limit=self.config.limit, what=f"outside.{name}"
+            )
+            for name, node in self.config.outside.items()
+        }
+
+
+def class_columns(names: Sequence[str], wanted: Sequence[str], what: str) -> list[list[int]]:
+    """For every class of other data the columns that it has among the classes that a model tells apart.
+
+    Names are compared without regard to case. A class that several columns bear the name of has them all.
+
+    Args:
+        names: of the columns.
+        wanted: classes of the other data.
+        what: the other data, for the message.
+
+    Raises:
+        ClipxError: naming the classes that no column has.
+    """
+    if list(names) == list(wanted):
+        return [[place] for place in range(len(names))]
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name.casefold(), []).append(place)
+    strange = [name for name in wanted if name.casefold() not in places]
+    if strange or not wanted:
+        listed = ", ".join(strange[:8]) + (f" and {len(strange) - 8} more" if len(strange) > 8 else "")
+        raise ClipxError(
+            f"shifts.{what} has classes that the data does not have: {listed or 'none at all'}",
+            hint=f"the same names: shifts.{what}.class_names=...; images of other classes go to outside",
+        )
+    return [places[name.casefold()] for name in wanted]
+
 
 def _cut(source: Any) -> tuple[Any, Any]:
     """A source without one in ``_HELD_OUT`` of each of its classes, and these."""
@@ -209,5 +272,6 @@ def _report(result: Result, run: Run) -> dict[str, float]:
     run.next = [
         "clipx probe --method modality-gap",
         "clipx probe --method linear-probe-full data=folder data.root=PHOTOS",
+        "clipx probe --method robustness-suite",
     ]
     return flatten(estimates)

@@ -197,7 +197,7 @@ def chance(metric: str, results: Mapping[str, Any]) -> float | None:
     """What guessing gives on average, in [0, 1]; None where it is not known for this metric.
 
     Args:
-        metric: ``top<k>``, ``mean_per_class``, ``*_recall@<k>``.
+        metric: ``top<k>``, ``mean_per_class``, ``*_recall@<k>``, ``*auroc``.
         results: of a run: ``classes``, or ``samples``, ``texts`` and ``pairs`` that belong together. The
             first of a random ranking is right with probability pairs / (samples x texts); k of them are at
             most k times as good.
@@ -207,6 +207,8 @@ def chance(metric: str, results: Mapping[str, Any]) -> float | None:
         return min(1.0, int(match[1]) / classes) if classes else None
     if metric == "mean_per_class":
         return 1 / results["classes"] if results.get("classes") else None
+    if re.search(r"(^|_)auroc$", metric):
+        return 0.5
     if match := re.search(r"recall@(\d+)$", metric):
         counts = [results.get(name) for name in ("pairs", "samples", "texts")]
         pairs, samples, texts = ((value or 0) for value in counts)

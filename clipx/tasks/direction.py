@@ -7,6 +7,8 @@ _LOWER_IS_BETTER = (
     "mce",
     "brier",
     "fpr95",
+    "aurc",
+    "risk",
     "rank",
     "error",
     "perplexity",

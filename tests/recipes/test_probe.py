@@ -64,10 +64,13 @@ def run_with(saved, tmp_path, monkeypatch):
     """Run the recipe with overrides; returns its metrics and the run."""
     monkeypatch.setenv("CLIPX_CACHE", str(tmp_path / "cache"))
 
-    def start(*overrides, method, **source):
+    def start(*overrides, method, shifts=None, outside=None, **source):
         settings = resolve(compose("probe", [f"model={saved}", *SMALL, *overrides], method=method))
         OmegaConf.set_struct(settings, False)
-        settings.data = {"_target_": f"{__name__}.Paints", **source}
+        paints = {"_target_": f"{__name__}.Paints"}
+        settings.data = {**paints, **source}
+        settings.shifts = {name: {**paints, **each} for name, each in (shifts or {}).items()}
+        settings.outside = {name: {**paints, **each} for name, each in (outside or {}).items()}
         with Run.create(tmp_path / "outputs", "probe", method, settings) as run:
             return probe.main(settings, run), run
 
@@ -112,6 +115,40 @@ def test_the_modality_gap_is_measured_and_a_second_run_does_not_encode(run_with,
     assert run_with(method="modality-gap")[0] == first
 
 
+ROBUST = ["styles=[inverted,blur]", "probe.sizes=[1,4]"]
+
+
+def test_the_robustness_suite_looks_at_styles_other_data_and_strangers(run_with):
+    metrics, run = run_with(
+        *ROBUST,
+        method="robustness-suite",
+        shifts={"half": {"classes": 2, "size": 30}},
+        outside={"far": {"labels": False}},
+    )
+    assert {"top1", "inverted_top1", "blur_top1", "half_top1", "shift_ece", "far_auroc"} <= metrics.keys()
+    table = [line.split(",") for line in (run.directory / "shifts.csv").read_text().splitlines()]
+    assert [row[:3] for row in table[1:]] == [
+        ["inverted", "60", "4"],
+        ["blur", "60", "4"],
+        ["half", "30", "2"],
+    ]
+    assert results(run)["known_classes"] == ["ant", "bee"]
+    assert results(run)["baselines"] == [f"probe of {count} images" for count in (4, 16, 60)]
+    for name in ("robustness", "calibration", "ood"):
+        with Image.open(run.path("figures", f"{name}.png")) as figure:
+            assert figure.width > 400
+
+
+def test_columns_are_found_by_name():
+    names = ["Cat", "dog", "bird", "cat"]
+    assert probe.class_columns(names, names, "v2") == [[0], [1], [2], [3]]
+    assert probe.class_columns(names, ["bird", "CAT"], "v2") == [[2], [0, 3]]
+    with pytest.raises(ClipxError, match="does not have: cow, hen"):
+        probe.class_columns(names, ["dog", "cow", "hen"], "v2")
+    with pytest.raises(ClipxError, match="none at all"):
+        probe.class_columns(names, [], "v2")
+
+
 def test_prompts_stand_in_for_captions(run_with):
     prompts = ["texts=prompts", 'templates=["a {}", "the {}"]']
     _, run = run_with(*prompts, method="modality-gap", captions=False)
@@ -138,6 +175,12 @@ def test_without_a_validation_split_a_tenth_of_train_is_held_out(run_with, capsy
         ([], "knn-probe", {}, "k=200 neighbours among 60"),
         (["probe.heads.logistic.cs=[]"], "linear-probe-full", {}, "no grid of strengths"),
         (["split=validation"], "linear-probe-full", {}, "chooses on the validation split"),
+        (["styles=[]"], "robustness-suite", {}, "no shift to be robust to"),
+        (["styles=[sepia]"], "robustness-suite", {}, "no style 'sepia'"),
+        (["styles=[blur]"], "robustness-suite", {"shifts": {"blur": {}}}, "two shifts of the name blur"),
+        (["styles=[]"], "robustness-suite", {"shifts": {"v2": {"labels": False}}}, "none at all"),
+        (["styles=[blur]"], "robustness-suite", {"labels": False}, "0 classes: nothing to tell apart"),
+        (["styles=[blur]"], "robustness-suite", {"classes": 2}, "fewer than two would stay"),
         (["split=train"], "knn-probe", {}, "chooses on the train split"),
     ],
 )

@@ -117,6 +117,7 @@ def test_what_guessing_gives():
     assert chance("text_to_image_recall@1", sizes) == pytest.approx(5 / 12)
     assert chance("image_to_text_recall@1", sizes) == pytest.approx(5 / 12)
     assert chance("text_to_image_recall@1", {"samples": 4}) is None
+    assert chance("unseen_auroc", {}) == chance("auroc", {}) == 0.5
     assert chance("loss", {"classes": 4}) is None
 
 
