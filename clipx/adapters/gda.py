@@ -109,6 +109,7 @@ class GDA:
     text_classifier_: Tensor
     logit_scale_: float
     alpha_: float
+    base_: Tensor
 
     def __init__(
         self,
@@ -132,7 +133,6 @@ class GDA:
         self.alpha, self.search, self.alphas = alpha, search, alphas
         self.precision, self.prior = precision, prior
         self.neighbours, self.text_copies = neighbours, text_copies
-        self._base: Tensor | None = None
 
     def fit(
         self,
@@ -166,7 +166,7 @@ class GDA:
         self.weight_, self.bias_ = linear_discriminant(means, weights, priors.to(means).log())
         self.text_classifier_, self.logit_scale_ = support.text_classifier, float(logit_scale)
         self.alpha_ = float(self.alpha)
-        self._base = support.features
+        self.base_ = support.features
         if self.search and support.validation is not None:
             rows, truth = support.validation
             zero_shot = zero_shot_logits(rows, self.text_classifier_, self.logit_scale_)
@@ -196,16 +196,14 @@ class GDA:
         the classes' own, about their texts; alpha stays.
 
         Raises:
-            ClipxError: not fitted in this process (the base features are not saved), bad rows.
+            ClipxError: not fitted, bad rows.
 
         Source: Wang et al. 2024, section 3.3 and the base-to-new script, whose dimension 512 is D here.
         """
         check_fitted(self)
-        if self._base is None:
-            raise ClipxError("this GDA was loaded: the base features were not saved", hint="fit it again")
         text = check_queries(text_classifier, self.text_classifier_)
-        near = (text @ self._base.T).topk(min(self.neighbours, len(self._base)), dim=1).indices
-        found = self._base[near]
+        near = (text @ self.base_.T).topk(min(self.neighbours, len(self.base_)), dim=1).indices
+        found = self.base_[near]
         means = (found.sum(1) + self.text_copies * text) / (near.shape[1] + self.text_copies)
         weights = torch.zeros_like(text)
         for one, centre in zip(found, text, strict=True):
@@ -213,4 +211,5 @@ class GDA:
         fitted: GDA = copy(self)
         fitted.weight_, fitted.bias_ = linear_discriminant(means, weights, -math.log(len(text)))
         fitted.text_classifier_, fitted.logit_scale_, fitted.alpha_ = text, self.logit_scale_, self.alpha_
+        fitted.base_ = self.base_
         return fitted

@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
 from bench import LABELS, SHOTS, TEXT, drawn
+from hydra.utils import get_object
+from omegaconf import OmegaConf
 
 from clipx.adapters.checks import checked
+from clipx.adapters.protocol import fit
 from clipx.adapters.zero_shot import ZeroShot
 from clipx.errors import ClipxError
+from clipx.features.projection import Projection
 
 NAN = SHOTS.index_put((torch.tensor(2), torch.tensor(1)), torch.tensor(float("nan")).double())
 
@@ -36,6 +42,40 @@ def test_bad_input_is_named(given, message):
     usual = {"features": SHOTS, "labels": LABELS, "text_classifier": TEXT, "logit_scale": 100.0}
     with pytest.raises(ClipxError, match=message):
         checked(**{**usual, **given})
+
+
+CARDS = Path(__file__).parents[2] / "conf" / "method" / "adapt"
+
+
+def bare(card):
+    """The adapter of a card, built with nothing but its class's own defaults."""
+    return get_object(OmegaConf.load(card).adapter._target_)()
+
+
+@pytest.mark.parametrize("fault", ["nan", "overflow", "length", "label", "one class"])
+@pytest.mark.parametrize("card", sorted(CARDS.glob("*.yaml")), ids=lambda card: card.stem)
+def test_every_card_refuses_it(card, fault):
+    adapter = bare(card)
+    if adapter.needs in ("text_tower", "images"):
+        pytest.skip("fitted with a CLIP: test_prompt_learning and test_tower_training")
+    features, labels, text, _ = drawn(dims=12)
+    extras = {}
+    if adapter.needs == "pre_projection":
+        features, extras = features * 3, {"projection": Projection(torch.eye(12), None)}
+    if fault == "length" and adapter.needs == "pre_projection":
+        pytest.skip("rows before the projection have any length")
+    if fault == "nan":
+        features[3, 1], message = float("nan"), "row 3 holds NaN"
+    elif fault == "overflow":
+        features, message = (features * 1e6).half(), "row 0 holds NaN or infinity"
+    elif fault == "length":
+        features, message = features * 2, "row 0 has length 2"
+    elif fault == "label":
+        labels, message = labels + 1, "label 5 of row 16 is outside the 5 classes"
+    else:
+        text, message = text[:1], "has 1 class: there is nothing to tell apart"
+    with pytest.raises(ClipxError, match=message):
+        fit(adapter, features, labels, text, logit_scale=100, **extras)
 
 
 def test_half_precision_is_worked_in_float32():

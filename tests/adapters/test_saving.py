@@ -54,6 +54,22 @@ def test_what_is_read_answers_as_what_was_saved(adapter, tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["adapter.safetensors"]
 
 
+@pytest.mark.parametrize(
+    "adapter",
+    [ZeroShot(), TipAdapter(), GDA(alpha=2.0), ProKeR(), CLIPAdapter(epochs=2), RLA(lam=0.1, steps=2)],
+    ids=lambda adapter: type(adapter).__name__,
+)
+def test_what_is_read_answers_for_other_classes_too(adapter, tmp_path):
+    adapter, queries = fitted(adapter)
+    save(adapter, tmp_path / "adapter.safetensors")
+    _, _, text, _ = drawn()
+    others = text.roll(1, 0)[:2]
+    expected = adapter.for_classes(others).logits(queries)
+    assert expected.shape == (len(queries), 2)
+    again = load(tmp_path / "adapter.safetensors").for_classes(others)
+    torch.testing.assert_close(again.logits(queries), expected)
+
+
 def test_only_what_is_fitted_can_be_saved(tmp_path):
     with pytest.raises(ClipxError, match="not fitted"):
         save(TipAdapter(), tmp_path / "a")

@@ -10,6 +10,7 @@ from PIL import Image
 from clipx.adapters.tip_adapter import TipAdapter
 from clipx.config import compose, resolve
 from clipx.errors import BadSample, ClipxError
+from clipx.features.encode import encode
 from clipx.inference.adapted import describe, load_adapted
 from clipx.models.clip import CLIP
 from clipx.models.loading import load
@@ -291,6 +292,16 @@ def test_the_adapter_is_kept_and_used(run_with, saved, tmp_path, capsys, monkeyp
     (folder / "adapter.json").write_text("{}")
     with pytest.raises(ClipxError, match="cannot be read"):
         describe(folder)
+
+
+def test_a_saved_base_answers_for_new_classes(run_with, saved):
+    metrics, run = run_with("task=base-to-new", "seed=1", "val=none", method="gda")
+    adapted = load_adapted(run.directory / "adapter", load(saved).eval())
+    assert adapted.names == NAMES[:2]
+    test = encode(load(saved).eval(), Paints("test"), split="test", text=False, workers=0)
+    kept = test.labels >= 2
+    found = adapted.over(NAMES[2:]).outcomes(test.image[kept], test.labels[kept] - 2)
+    assert float((found.ranks < 1).mean()) == pytest.approx(metrics["new_top1"])
 
 
 def test_own_folders_of_any_size(saved, tmp_path, monkeypatch, capsys):
