@@ -1,6 +1,8 @@
 """``clipx adapt``: fit an adapter on a few labelled images a class, and measure it beside zero-shot."""
 
+import csv
 import inspect
+import io
 import json
 import statistics
 import time
@@ -51,6 +53,7 @@ from clipx.recipes.sharing import kept
 from clipx.reports.tables import METRIC_COLUMNS, markdown, metric_rows
 from clipx.run import Run, find_run
 from clipx.tasks.classification import Outcomes, accuracy, join, per_class
+from clipx.tasks.groups import group_accuracy, per_group
 from clipx.tasks.intervals import Estimate, flatten, mean_over_seeds, paired_difference
 
 TASKS = ("few-shot", "base-to-new")
@@ -186,6 +189,14 @@ class _Bench:
         )
         check_skipped(features, split, self.config.max_bad, self.run)
         return features
+
+    def groups(self, test: FeatureSet) -> tuple[Tensor, list[str]] | None:
+        """The group of every labelled image that is measured on, and the names; None for no groups."""
+        names = list(getattr(self.source, "group_names", []))
+        if len(names) < 2:
+            return None
+        source = open_source(self.config.data, self.config.split)
+        return torch.from_numpy(source.groups)[test.index][test.labels >= 0], names
 
     def shots(self, seed: int, classes: Sequence[int]) -> _Shots:
         """Training images of these classes, encoded in as many views as are asked for."""
@@ -436,23 +447,37 @@ def _few_shot(bench: _Bench, seeds: Sequence[int]) -> dict[str, float]:
         fitted[seed], shots = bench.fit(seed, bench.all, test)
         seen[seed] = bench.measured(fitted[seed], bench.all, test, seed)
         counts.append(np.bincount(shots.drawn.labels, minlength=len(bench.names)))
-    estimates = _beside(seen, baseline)
+    groups = bench.groups(test)
+    estimates = _beside(seen, baseline, groups=None if groups is None else groups[0])
     for name, node in bench.config.transfer.items():
         estimates |= _transferred(bench, str(name), node, fitted)
     bench.keep_draws()
     bench.keep_adapters(fitted)
     bench.describe(fitted, seen)
     _report(bench, join(seen.values()), baseline, np.mean(counts, axis=0), len(seeds))
+    if groups is not None:
+        _report_groups(bench, list(seen.values()), baseline, *groups)
     return _finish(bench, estimates)
 
 
-def _beside(seen: dict[int, Outcomes], baseline: Outcomes, prefix: str = "") -> dict[str, Estimate]:
-    """Figures over seeds beside those of zero-shot, and the difference of top-1."""
-    ours = [accuracy(each) for each in seen.values()]
-    theirs = accuracy(baseline)
+def _beside(
+    seen: dict[int, Outcomes], baseline: Outcomes, prefix: str = "", groups: Tensor | None = None
+) -> dict[str, Estimate]:
+    """Figures over seeds beside those of zero-shot, and the difference of top-1.
+
+    With the group of every row, those of the worst group too.
+    """
+
+    def figures(each: Outcomes) -> dict[str, Estimate]:
+        own = {} if groups is None else group_accuracy(each.ranks < 1, groups)
+        return {**accuracy(each), **own}
+
+    ours = [figures(each) for each in seen.values()]
+    theirs = figures(baseline)
     single = len(ours) == 1
     estimates: dict[str, Estimate] = {}
-    for name in ("top1", "mean_per_class", "worst_class", "top5"):
+    of_groups = () if groups is None else ("worst_group", "group_gap")
+    for name in ("top1", "mean_per_class", "worst_class", *of_groups, "top5"):
         values = [each[name].value for each in ours]
         estimates[f"{prefix}{name}"] = ours[0][name] if single else mean_over_seeds(values)
         estimates[f"{prefix}zero_shot_{name}"] = theirs[name]
@@ -558,6 +583,24 @@ def _report(bench: _Bench, seen: Outcomes, baseline: Outcomes, shots: NDArray[An
         rows.append([*row, ours.precision, ours.confused_with])
     title = f"{bench.clip.name}: {bench.config.method}, {bench.config.shots or 'all'} shots"
     report_classes(bench.run, [*columns, "confused_with"], rows, seen, title)
+
+
+def _report_groups(
+    bench: _Bench, seen: Sequence[Outcomes], baseline: Outcomes, groups: Tensor, names: list[str]
+) -> None:
+    """The table of groups, adapted (the mean over seeds) beside zero-shot."""
+    tables = [per_group(each.ranks < 1, groups, names) for each in seen]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["group", "support", "accuracy", "zero_shot_accuracy", "difference"])
+    for theirs, *ours in zip(per_group(baseline.ranks < 1, groups, names), *tables, strict=True):
+        found = [row.accuracy.value for row in ours if row.accuracy is not None]
+        if theirs.accuracy is None:
+            writer.writerow([theirs.name, 0, None, None, None])
+            continue
+        mean, before = statistics.fmean(found), theirs.accuracy.value
+        writer.writerow([theirs.name, theirs.support, mean, before, mean - before])
+    bench.run.write_text("per_group.csv", file.getvalue())
 
 
 def _finish(bench: _Bench, estimates: dict[str, Estimate]) -> dict[str, float]:

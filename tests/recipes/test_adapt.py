@@ -1,3 +1,4 @@
+import csv
 import json
 from collections import Counter
 
@@ -27,11 +28,14 @@ class Paints:
 
     templates = None
 
-    def __init__(self, split, name="paints", size=80, classes=4, names=None, bad=(), few=None, labels=None):
+    def __init__(
+        self, split, name="paints", size=80, classes=4, names=None, bad=(), few=None, labels=None, groups=()
+    ):
         self.split, self.name, self.size, self.bad, self.few = split, name, size, set(bad), few
         self.classes = list(names or NAMES[:classes])
         self.number = classes
         self.fixed = labels
+        self.group_names = list(groups)
 
     def __len__(self):
         return self.size
@@ -45,6 +49,10 @@ class Paints:
             lost = np.flatnonzero(found == self.number - 1)[self.few :]
             found[lost] = 0
         return found
+
+    @property
+    def groups(self):
+        return self.labels % 2
 
     def examples(self, indices):
         return [self.example(int(index)) for index in indices]
@@ -113,6 +121,30 @@ def test_accuracy_stands_beside_zero_shot(run_with, capsys):
         assert figure.width > 300
     assert "| difference |" in (run.directory / "table.md").read_text()
     assert "adapter=adapt/tip-adapter/v0001" in run.next[0]
+
+
+def test_the_worst_group_stands_beside_zero_shot(run_with):
+    metrics, run = run_with("shots=1", groups=["even", "odd", "none"])
+    with (run.directory / "per_class.csv").open() as file:
+        classes = list(csv.DictReader(file))
+    with (run.directory / "per_group.csv").open() as file:
+        groups = list(csv.DictReader(file))
+    assert [(row["group"], row["support"]) for row in groups] == [
+        ("even", "40"),
+        ("odd", "40"),
+        ("none", "0"),
+    ]
+    for ours, theirs in (("accuracy", "recall"), ("zero_shot_accuracy", "zero_shot_recall")):
+        for number in (0, 1):  # as many images of each class: the mean of its classes is that of the group
+            recalls = [float(row[theirs]) for row in classes[number::2]]
+            assert float(groups[number][ours]) == pytest.approx(np.mean(recalls))
+    before = [float(row["zero_shot_accuracy"]) for row in groups[:2]]
+    assert metrics["zero_shot_worst_group"] == pytest.approx(min(before))
+    assert metrics["zero_shot_group_gap"] == pytest.approx(max(before) - min(before))
+    assert 0 < metrics["worst_group"] <= metrics["top1"]
+    plain, run = run_with("seed=1")
+    assert "worst_group" not in plain
+    assert not (run.directory / "per_group.csv").exists()
 
 
 def test_what_is_drawn_is_written_down(run_with):

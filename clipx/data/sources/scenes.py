@@ -190,6 +190,23 @@ class Scenes:
         draws = many(self._keys["scene"], range(self.size))
         return np.array([self._label(self._scene(index, own)) for index, own in enumerate(draws)])
 
+    @property
+    def group_names(self) -> list[str]:
+        """What ``groups`` tells apart: the styles, where scenes differ in theirs, else nothing."""
+        return list(self.styles) if len(self.styles) > 1 else []
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The group of every example, int64 [N], places in ``group_names``, without rendering any."""
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> np.ndarray:
+        place = {style: number for number, style in enumerate(self.group_names)}
+        draws = many(self._keys["looks"], range(self.size))
+        # The first draw of a scene's looks is its style: see _scene.
+        return np.array([place[own.choice(self.styles)] for own in draws], dtype=np.int64)
+
     def fingerprint(self) -> str:
         """A hash of all settings and of the vocabulary."""
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}

@@ -102,6 +102,15 @@ def test_labels_name_the_only_thing() -> None:
         )
 
 
+def test_groups_are_the_styles() -> None:
+    source = Scenes("test", test_size=60, objects=1, words=0.5, style=["photo-noise", "blur"])
+    assert source.group_names == ["photo-noise", "blur"]
+    assert [source.group_names[group] for group in source.groups] == [
+        source.scene(index).style for index in range(60)
+    ]
+    assert Scenes("test", style="blur").group_names == Scenes("test").group_names == []
+
+
 def test_the_test_split_is_balanced() -> None:
     source = Scenes("test")
     labels = Counter(source._label(source.scene(index)) for index in range(len(source)))
