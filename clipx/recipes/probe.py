@@ -65,6 +65,7 @@ class _Gathering:
         self.source = open_source(config.data, config.split)
         self.names = [str(name) for name in config.labels or self.source.classes or []]
         self.templates = templates_of(config, self.source)
+        self.skipped: dict[str, dict[str, int]] = {}
 
     def material(self) -> Material:
         """What the probe needs.
@@ -82,7 +83,7 @@ class _Gathering:
         train, validation = self._learnt_from()
         text, pairs = self._texts(measured) if "texts" in needs else (None, None)
         self.run.results({"samples": len(measured), "classes": len(self.names), "templates": self.templates})
-        return Material(
+        material = Material(
             measured=measured,
             train=train,
             validation=validation,
@@ -96,6 +97,8 @@ class _Gathering:
             title=f"{self.clip.name} on {self.source.name}",
             seed=config.seed,
         )
+        self.run.results({"skipped": self.skipped})  # of every part, where encoding wrote the last one
+        return material
 
     def _check_classes(self) -> None:
         if len(self.names) < 2:
@@ -133,6 +136,7 @@ class _Gathering:
             what=f"{what or split} images",
         )
         check_skipped(features, what or split, self.config.max_bad, self.run)
+        self.skipped[what or split] = features.skipped
         return features
 
     def _learnt_from(self) -> tuple[FeatureSet | None, FeatureSet | None]:

@@ -23,7 +23,7 @@ def sweep_and_curve(
     tops: Mapping[str, Estimate],
     title: str = "",
 ) -> Figure:
-    """A panel a search, the learning curve of the first head, and the top-1 of all.
+    """A panel a search, the learning curve of the first head, if it has two points, and the top-1 of all.
 
     Args:
         sweeps: head -> setting -> accuracy on validation.
@@ -34,8 +34,9 @@ def sweep_and_curve(
     from matplotlib.figure import Figure
 
     names = list(sweeps)
-    figure = Figure(figsize=(3.3 * (len(names) + 2), 3.5), layout="constrained")
-    panels = figure.subplots(1, len(names) + 2)
+    drawn = len(curve) > 1
+    figure = Figure(figsize=(3.3 * (len(names) + 1 + drawn), 3.5), layout="constrained")
+    panels = figure.subplots(1, len(names) + 1 + drawn)
     for axes in panels:
         styled(axes)
     for place, (axes, name) in enumerate(zip(panels, names, strict=False)):
@@ -47,9 +48,19 @@ def sweep_and_curve(
         axes.set_xlabel(_SETTINGS.get(name, name))
         axes.set_title(f"{name}, on validation", loc="left", fontsize=9, color=FAINT)
         axes.grid(color=GRID, linewidth=0.8)
-    learning, bars = panels[-2], panels[-1]
+    if drawn:
+        _learning(panels[-2], curve, tops)
+        panels[-2].set_title(f"{names[0]}, top-1", loc="left", fontsize=9, color=FAINT)
+    bars = panels[-1]
+    horizontal(bars, tops)
+    bars.set_title("top-1", loc="left", fontsize=9, color=FAINT)
+    above(figure, title)
+    return figure
+
+
+def _learning(axes: Any, curve: Mapping[float, Estimate], tops: Mapping[str, Estimate]) -> None:
     x, estimates = list(curve), list(curve.values())
-    learning.fill_between(
+    axes.fill_between(
         x,
         [each.low for each in estimates],
         [each.high for each in estimates],
@@ -57,10 +68,10 @@ def sweep_and_curve(
         alpha=0.15,
         lw=0,
     )
-    learning.plot(x, [each.value for each in estimates], color=COLOURS[0], marker="o", markersize=3.5, lw=1.8)
+    axes.plot(x, [each.value for each in estimates], color=COLOURS[0], marker="o", markersize=3.5, lw=1.8)
     if "zero-shot" in tops:
-        learning.axhline(tops["zero-shot"].value, color=FAINT, linestyle="--", linewidth=1)
-        learning.annotate(
+        axes.axhline(tops["zero-shot"].value, color=FAINT, linestyle="--", linewidth=1)
+        axes.annotate(
             "zero-shot",
             (1, tops["zero-shot"].value),
             xycoords=("axes fraction", "data"),
@@ -70,17 +81,10 @@ def sweep_and_curve(
             fontsize=8,
             color=FAINT,
         )
-    learning.set_xscale("log", base=2)
-    learning.xaxis.set_major_formatter(
-        lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:.3g}k"
-    )
-    learning.set_xlabel("images a class")
-    learning.set_title(f"{names[0]}, top-1", loc="left", fontsize=9, color=FAINT)
-    learning.grid(color=GRID, linewidth=0.8)
-    horizontal(bars, tops)
-    bars.set_title("top-1", loc="left", fontsize=9, color=FAINT)
-    above(figure, title)
-    return figure
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:.3g}k")
+    axes.set_xlabel("images a class")
+    axes.grid(color=GRID, linewidth=0.8)
 
 
 def horizontal(axes: Any, estimates: Mapping[str, Estimate]) -> None:

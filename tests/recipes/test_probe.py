@@ -133,6 +133,15 @@ def test_the_robustness_suite_looks_at_styles_other_data_and_strangers(run_with)
         ["half", "30", "2"],
     ]
     assert results(run)["known_classes"] == ["ant", "bee"]
+    assert list(results(run)["skipped"]) == [
+        "test",
+        "train",
+        "validation",
+        "inverted",
+        "blur",
+        "half",
+        "outside.far",
+    ]
     assert results(run)["baselines"] == [f"probe of {count} images" for count in (4, 16, 60)]
     for name in ("robustness", "calibration", "ood"):
         with Image.open(run.path("figures", f"{name}.png")) as figure:
