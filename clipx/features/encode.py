@@ -43,7 +43,7 @@ def _raw_features(clip: CLIP, images: Tensor, precision: torch.dtype) -> Tensor:
         return clip.encode_image(pixels, normalize=False).float()
 
 
-_TOWERS: dict[str, Embed] = {
+TOWERS: dict[str, Embed] = {
     "image": images_to_features,
     "raw": _raw_features,
     "pre_projection": before_projection,
@@ -117,7 +117,7 @@ def encode(
         ClipxError: no usable item, an unknown precision, embeddings that are not finite, a store that cannot
             be written.
     """
-    from clipx.data.loading import evaluation_loader, is_stream
+    from clipx.data.loading import is_stream
 
     if precision not in PRECISIONS:
         raise ClipxError(f"there is no precision {precision!r}", hint=did_you_mean(precision, PRECISIONS))
@@ -131,34 +131,23 @@ def encode(
     total = limit if is_stream(source) else len(chosen)
     total = getattr(source, "size", None) if total is None else total
 
-    def batches(start: int) -> Iterable[Mapping[str, Any]]:
-        left = None if limit is None else limit - start
-        if left == 0 or start == total:
-            return ()
-        rest = rest_of(chosen, start)
-        loader = evaluation_loader(rest, clip.preprocess, batch_size=batch_size, workers=workers, limit=left)
-        return ({**batch, "index": places(batch["index"] + start)} for batch in loader)
-
-    def places(index: Tensor) -> Tensor:
-        return torch.tensor(chosen.indices)[index] if isinstance(chosen, Selection) else index
-
+    batches = batches_of(clip, chosen, total=total, limit=limit, batch_size=batch_size, workers=workers)
     holders: tuple[Any, ...] = ()
     model = clip.fingerprint()
-    description = {"model": model, "split": split, "precision": precision, "limit": limit}
+    description = description_of(clip, source, split=split, bank=bank, precision=precision, limit=limit)
     if hasattr(source, "fingerprint"):
-        description["source"] = source.fingerprint()
         root = root or default_root()
     else:
         scratch = tempfile.TemporaryDirectory(prefix="clipx-features-", ignore_cleanup_errors=True)
         holders, root = (scratch,), Path(scratch.name)
     images, fresh = obtain(
         root,
-        {"bank": bank, **description},
+        description,
         lambda writer: encode_batches(
             clip,
             batches,
             writer,
-            embed=_TOWERS[bank],
+            embed=TOWERS[bank],
             precision=precision,
             total=total,
             record_seconds=record_seconds,
@@ -177,6 +166,48 @@ def encode(
         )
     projection = image_projection(clip) if bank == "pre_projection" else None
     return _feature_set(images, texts, bank, projection, fresh or fresh_texts, holders)
+
+
+def description_of(
+    clip: CLIP, source: Any, *, split: str, bank: str, precision: str, limit: int | None
+) -> dict[str, Any]:
+    """What the embeddings of the images of a source depend on, as the store takes it.
+
+    ``limit`` is None where it leaves nothing out.
+    """
+    own = {"source": source.fingerprint()} if hasattr(source, "fingerprint") else {}
+    model = clip.fingerprint()
+    return {"bank": bank, "model": model, "split": split, "precision": precision, "limit": limit, **own}
+
+
+def batches_of(
+    clip: CLIP, chosen: Any, *, total: int | None, limit: int | None, batch_size: int, workers: int | None
+) -> Callable[[int], Iterable[Mapping[str, Any]]]:
+    """A function from how many items are done to the batches of the others.
+
+    An index is the place in the source, of a ``Selection`` that in its source.
+
+    Args:
+        clip: whose preprocessing is used.
+        chosen: map-style or stream source, or a ``Selection``.
+        total: number of its items, where it is known.
+        limit: of items of a stream.
+        batch_size, workers: of the loader.
+    """
+    from clipx.data.loading import evaluation_loader
+
+    def batches(start: int) -> Iterable[Mapping[str, Any]]:
+        left = None if limit is None else limit - start
+        if left == 0 or start == total:
+            return ()
+        rest = rest_of(chosen, start)
+        loader = evaluation_loader(rest, clip.preprocess, batch_size=batch_size, workers=workers, limit=left)
+        return ({**batch, "index": places(batch["index"] + start)} for batch in loader)
+
+    def places(index: Tensor) -> Tensor:
+        return torch.tensor(chosen.indices)[index] if isinstance(chosen, Selection) else index
+
+    return batches
 
 
 def _feature_set(
@@ -221,6 +252,7 @@ def encode_batches(
     total: int | None = None,
     record_seconds: float = RECORD_SECONDS,
     progress: Progress | None = None,
+    may_be_empty: bool = False,
 ) -> None:
     """Embed batches of images into an entry, with their labels, ids and captions; goes on where it stands.
 
@@ -235,6 +267,7 @@ def encode_batches(
         total: number of items, where it is known.
         record_seconds: how often progress is made durable.
         progress: told after every batch.
+        may_be_empty: it is no error that no item can be used; the entry has no arrays then.
 
     Raises:
         ClipxError: if an embedding is not finite, or no item can be used.
@@ -270,10 +303,15 @@ def encode_batches(
                 recorded = time.monotonic()
             if progress:
                 progress("image", done, total)
-    if not rows:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
-        raise ClipxError(f"no sample of this data can be used: {reasons or 'there is none'}")
+    if not rows and not may_be_empty:
+        raise nothing_usable(skipped)
     writer.record({"done": done, "skipped": dict(skipped.most_common())})
+
+
+def nothing_usable(skipped: Counter[str]) -> ClipxError:
+    """The error of data of which every sample was skipped, for these reasons."""
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
+    return ClipxError(f"no sample of this data can be used: {reasons or 'there is none'}")
 
 
 def _digest(texts: list[str]) -> str:

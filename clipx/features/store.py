@@ -267,10 +267,14 @@ class Writer:
         except (_Damaged, OSError, ValueError, KeyError, TypeError) as problem:
             if folder.is_dir():
                 log.info("starting %s afresh (%s)", folder, problem)
-            self.close()
-            self.state, self._arrays, self._lists = {}, {}, {}
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            self.restart()
+
+    def restart(self) -> None:
+        """Drop all that was written."""
+        self.close()
+        self.state, self._arrays, self._lists = {}, {}, {}
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
 
     def _resume(self) -> None:
         progress = json.loads((self.folder / PROGRESS_FILE).read_text(encoding="utf-8"))

@@ -4,15 +4,18 @@ import csv
 import inspect
 import io
 import json
+import os
 import statistics
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -35,6 +38,7 @@ from clipx.data.transforms import STRETCHED, TrainTransform
 from clipx.errors import ClipxError, did_you_mean
 from clipx.features.encode import FeatureSet
 from clipx.features.projection import image_projection
+from clipx.features.together import encode_together
 from clipx.features.views import Chosen, Views
 from clipx.inference.adapted import FOLDER, Adapted, describe, rows_of, save_adapted
 from clipx.models.clip import CLIP
@@ -64,9 +68,16 @@ _NAMED = 8
 def main(config: DictConfig, run: Run) -> dict[str, float]:
     """Fit and measure for every seed; returns means with 95% intervals, beside zero-shot."""
     seeds = _checked(config)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not run.writes and not several:
+        return {}
+    if several:
+        PartialState()  # joins the processes of a launch
+    bench = _Bench(load_pretrained(config.model, config.device), config, run)
+    if several:
+        bench.encode_together(seeds)
     if not run.writes:
         return {}
-    bench = _Bench(load_pretrained(config.model, config.device), config, run)
     if config.task == "base-to-new":
         return _base_to_new(bench, seeds)
     return _few_shot(bench, seeds)
@@ -153,7 +164,8 @@ class _Bench:
             clip, self.names, self.templates, batch_size=config.batch_size, precision=config.precision
         )
         self.scale = float(clip.logit_scale.detach())
-        self.given = _found_elsewhere(config, run)
+        self.given = _found_elsewhere(config, run) if run.writes else {}
+        self.together = False
         _build(config.adapter, 0, self.given)  # wrong hyperparameters are told before anything is encoded
         self.all = list(range(len(self.names)))
         self._warned: set[str] = set()
@@ -167,9 +179,25 @@ class _Bench:
         if config.val == "full" and not config.leaky_parity:
             self.warn("val=full chooses on the whole validation split, more labels than the shots")
 
+    def encode_together(self, seeds: Sequence[int]) -> None:
+        """Encode all that few-shot learning takes with all processes of a launch; collective.
+
+        Fitting is left to one of them: the others need not wait for it.
+        """
+        classes = self.all if self.config.task == "few-shot" else base_and_new(len(self.names))[0]
+        self.together, began = True, time.monotonic()
+        test = self.test()
+        for seed in seeds:
+            self.shots(seed, classes)
+            self.validation(seed, classes, test)
+        self.together = False
+        if self.run.writes:
+            seconds = console.duration(time.monotonic() - began)
+            console.info(f"encoded by {PartialState().num_processes} processes in {seconds}")
+
     def warn(self, message: str) -> None:
         """Say something once a run."""
-        if message not in self._warned:
+        if self.run.writes and message not in self._warned:
             self._warned.add(message)
             console.warn(message)
 
@@ -178,6 +206,8 @@ class _Bench:
         split = self.config.split
         source = open_source(self.config.data, split)
         bank = "image" if self.needs != "pre_projection" else self.bank
+        if self.together:
+            self._share(source, split=split, bank=bank, limit=self.config.limit)
         features = encoded(
             clip or self.clip,
             source,
@@ -186,9 +216,27 @@ class _Bench:
             bank=bank,
             limit=self.config.limit,
             what=f"{split} images",
+            announce=not self.together,
         )
-        check_skipped(features, split, self.config.max_bad, self.run)
+        if not self.together:
+            check_skipped(features, split, self.config.max_bad, self.run)
         return features
+
+    def _share(self, source: Any, *, split: str, bank: str, limit: int | None = None) -> None:
+        config = self.config
+        with progress("encoding") as told:
+            encode_together(
+                self.clip,
+                source,
+                split=split,
+                bank=bank,
+                root=None if config.cache is None else Path(config.cache),
+                batch_size=config.batch_size,
+                workers=config.loader.workers,
+                precision=config.precision,
+                limit=limit,
+                progress=told,
+            )
 
     def groups(self, test: FeatureSet) -> tuple[Tensor, list[str]] | None:
         """The group of every labelled image that is measured on, and the names; None for no groups."""
@@ -253,9 +301,12 @@ class _Bench:
             )
             if not len(drawn):
                 raise ClipxError(f"no class has a {part} image", hint="more data, or val=none")
+            chosen = self._augmented(source, drawn, views)
+            if self.together:
+                self._share(chosen, split=part, bank=self.bank)
             features = encoded(
                 self.clip,
-                self._augmented(source, drawn, views),
+                chosen,
                 config,
                 split=part,
                 bank=self.bank,
