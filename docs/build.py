@@ -11,7 +11,7 @@ clipx pretrain | python docs/build.py output pretrain  what a command prints, pa
 import json
 import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import typer
@@ -109,7 +109,12 @@ def paste(name: str, printed: str) -> None:
 def claims(run: Path) -> None:
     """Take over what a run of ``clipx eval suite=claims`` measured; outcomes of methods that are gone go."""
     cards = {(card.command, card.name): card for card in list_cards([conf_dir()])}
-    known = {(each.command, each.method): each for each in [*_outcomes(), *read_claims(run / RECORD.name)]}
+    # Where the run was written is of no interest here, and a path of somebody's machine.
+    new = [
+        replace(each, command_line=re.sub(r" --output-root[ =]\S+", "", each.command_line))
+        for each in read_claims(run / RECORD.name)
+    ]
+    known = {(each.command, each.method): each for each in [*_outcomes(), *new]}
     kept = [known[key] for key in sorted(known) if key in cards]
     RECORD.write_text(
         json.dumps([asdict(each) for each in kept], indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
