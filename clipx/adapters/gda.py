@@ -196,11 +196,16 @@ class GDA:
         the classes' own, about their texts; alpha stays.
 
         Raises:
-            ClipxError: not fitted, bad rows.
+            ClipxError: not fitted, bad rows, or a file of an earlier version, which has no base features.
 
         Source: Wang et al. 2024, section 3.3 and the base-to-new script, whose dimension 512 is D here.
         """
         check_fitted(self)
+        if not hasattr(self, "base_"):
+            raise ClipxError(
+                "this GDA was saved before it kept the base features that new classes are made from",
+                hint="fit it again",
+            )
         text = check_queries(text_classifier, self.text_classifier_)
         near = (text @ self.base_.T).topk(min(self.neighbours, len(self.base_)), dim=1).indices
         found = self.base_[near]

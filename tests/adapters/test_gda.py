@@ -107,6 +107,19 @@ def test_new_classes_have_their_neighbours_for_images(tmp_path):
     assert torch.equal(again.for_classes(bench.text_classifier[10:]).logits(rows), new.logits(rows))
 
 
+def test_a_file_without_base_features_says_what_to_do(tmp_path):
+    features, labels, text, queries = drawn()
+    adapter = GDA().fit(features, labels, text, logit_scale=100)
+    expected = adapter.logits(queries)
+    del adapter.base_
+    save(adapter, tmp_path / "old")
+    old = load(tmp_path / "old")
+    assert torch.equal(old.logits(queries), expected)
+    with pytest.raises(ClipxError, match="base features") as caught:
+        old.for_classes(text)
+    assert caught.value.hint == "fit it again"
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_without_labels_it_finds_classes_that_lie_apart(seed):
     bench = featurebench("clustered", shots=1, seed=seed)
