@@ -39,12 +39,12 @@ class BeforeAfter:
 
     Args:
         evaluation: of the split.
-        clip: as it is before.
+        clip, head: as they are before.
     """
 
-    def __init__(self, evaluation: Evaluation, clip: CLIP) -> None:
+    def __init__(self, evaluation: Evaluation, clip: CLIP, head: Head | None = None) -> None:
         self.evaluation = evaluation
-        self.before = self.measure(clip)
+        self.before = self.measure(clip, head)
 
     def measure(self, clip: CLIP, head: Head | None = None) -> Measured:
         """Measure a model as ``measured`` does."""

@@ -25,7 +25,14 @@ from clipx.models.loading import load
 from clipx.models.locking import lock
 from clipx.recipes.fitting import batches, evaluation_of, loop_settings, tracked, tracking
 from clipx.recipes.frozen import pretrained_arguments, report_classes
-from clipx.recipes.merging import VALIDATION, check_merge, finished, linear, merge
+from clipx.recipes.merging import (
+    VALIDATION,
+    check_merge,
+    finished,
+    linear,
+    merge,
+    warn_of_another_start,
+)
 from clipx.recipes.parts import (
     batch_fields,
     build_objectives,
@@ -62,16 +69,18 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
     own = _evaluation(config, config.data, "test", None)
     tests = {"": own, **_elsewhere(config)}
 
-    clip = load(**pretrained_arguments(config.model)).to(accelerator.device)
     if config.get("run") is not None:
         if not run.writes:
             return {}
-        tuned, head = finished(str(config.run), run, own, config.model, clip.device)
-        start = _zero_shot_start(clip, head, own)
+        clip, first, facts = _first_end(config, run, own, accelerator.device)
+        tuned, head = finished(str(config.run), run, own, accelerator.device)
+        if head is None and first is not None:
+            head = _prompts(tuned, own)
+        start = _start(clip, first, head, own)
         check_same_architecture(start, state_of(tuned, head))
-        before = _before(tests, clip)
-        facts: dict[str, Any] = {"merged_run": str(config.run)}
+        before = _before(tests, clip, first)
     else:
+        clip = load(**pretrained_arguments(config.model)).to(accelerator.device)
         objectives, weights = build_objectives(
             config.objectives, {"classifier": lambda: _classifier(clip, own)}
         )
@@ -149,9 +158,9 @@ def _train(
     }
 
 
-def _before(tests: dict[str, Evaluation], clip: CLIP) -> dict[str, BeforeAfter]:
+def _before(tests: dict[str, Evaluation], clip: CLIP, head: Head | None = None) -> dict[str, BeforeAfter]:
     console.info("measuring the model as it is")
-    return {name: BeforeAfter(each, clip) for name, each in tests.items()}
+    return {name: BeforeAfter(each, clip, head) for name, each in tests.items()}
 
 
 def _after(
@@ -167,11 +176,26 @@ def _after(
     return estimates
 
 
-def _zero_shot_start(clip: CLIP, head: Head | None, own: Evaluation) -> dict[str, Tensor]:
-    """The weights that a model had before it was trained, with its prompts as the head where it has one."""
-    if head is None:
-        return state_of(clip)
-    return state_of(clip, Head(linear(_classifier(clip, own)), head.classes))
+def _first_end(
+    config: DictConfig, run: Run, own: Evaluation, device: torch.device
+) -> tuple[CLIP, Head | None, dict[str, Any]]:
+    """The model at alpha 0, that of the run ``start`` or ``model``; its head, if any; what was merged."""
+    facts = {"merged_run": str(config.run)}
+    start = config.get("start")
+    if start is not None:
+        return *finished(str(start), run, own, device), facts | {"merged_start": str(start)}
+    warn_of_another_start(str(config.run), run, config.model)
+    return load(**pretrained_arguments(config.model)).to(device), None, facts
+
+
+def _start(clip: CLIP, first: Head | None, head: Head | None, own: Evaluation) -> dict[str, Tensor]:
+    """The weights at alpha 0, with the prompts as the head where only the other end has trained one."""
+    return state_of(clip, _prompts(clip, own) if head is not None and first is None else first)
+
+
+def _prompts(clip: CLIP, own: Evaluation) -> Head:
+    """The zero-shot classifier of the data's classes as a head."""
+    return Head(linear(_classifier(clip, own)), own.source.classes)
 
 
 def _check(config: DictConfig) -> None:
@@ -185,6 +209,11 @@ def _check(config: DictConfig) -> None:
             raise ClipxError(f"there is no {name}={value}", hint=did_you_mean(str(value), known))
     if "merge" in config:
         check_merge(config.merge)
+        if config.get("start") is not None and config.run is None:
+            raise ClipxError(
+                f"start={config.start} is one end of a merge without the other",
+                hint="run=RUN, the finished run at alpha 1; to train from a run: model=RUN",
+            )
 
 
 def _elsewhere(config: DictConfig) -> dict[str, Evaluation]:

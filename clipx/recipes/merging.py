@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,27 +46,19 @@ def check_merge(merge: DictConfig) -> None:
         check_alpha(alpha)
 
 
-def finished(
-    reference: str, run: Run, own: Evaluation, model: DictConfig, device: torch.device
-) -> tuple[CLIP, Head | None]:
+def finished(reference: str, run: Run, own: Evaluation, device: torch.device) -> tuple[CLIP, Head | None]:
     """The model that a run of ``clipx finetune`` ended with, and its head, if it trained one.
 
     Args:
         reference: which run.
         run: of the merge.
         own: the data's evaluation, for whose classes a head has to be.
-        model: where it is said to have started; another than in its configuration is worth a warning.
         device: to put both on.
 
     Raises:
         ClipxError: there is no such run, or its head is for other classes than those of the data.
     """
-    assert run.directory is not None
-    folder = find_run(run.directory.parents[2], reference, command="finetune", holding="model")
-    before = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "model")
-    if before != model:
-        name = None if before is None else before.name
-        console.warn(f"{reference} started from model={name}, not from model={model.name}")
+    folder = _folder_of(reference, run)
     clip = load(str(folder), device=device)
     if not (folder / FOLDER).is_dir():
         return clip, None
@@ -78,6 +71,19 @@ def finished(
     trained = saving.load(folder / FOLDER / described["files"][0])
     head = linear(trained.weight_.to(device), trained.bias_.to(device))
     return clip, Head(head, own.source.classes)
+
+
+def warn_of_another_start(reference: str, run: Run, model: DictConfig) -> None:
+    """Warn where a run of ``clipx finetune`` says that it started from another model than ``model``."""
+    before = OmegaConf.select(OmegaConf.load(_folder_of(reference, run) / "config.yaml"), "model")
+    if before != model:
+        name = None if before is None else before.name
+        console.warn(f"{reference} started from model={name}, not from model={model.name}")
+
+
+def _folder_of(reference: str, run: Run) -> Path:
+    assert run.directory is not None
+    return find_run(run.directory.parents[2], reference, command="finetune", holding="model")
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -10,11 +11,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from clipx.adapters import saving
 from clipx.config import compose, resolve
 from clipx.errors import ClipxError
 from clipx.models.loading import load
 from clipx.recipes import merging, zeroshot
-from clipx.recipes.finetune import main
+from clipx.recipes.finetune import _classifier, main
 from clipx.run import Interrupted, Run
 
 SMALL = [
@@ -272,6 +274,60 @@ def test_runs_of_every_method_can_be_merged(run_with):
         assert "training_seconds" not in metrics
 
 
+@pytest.mark.parametrize(("first", "second"), [("infonce", "ft-clip"), ("ft", "infonce"), ("ft", "ft-clip")])
+def test_the_curve_between_two_runs_ends_at_both(run_with, first, second):
+    data = {"shift": {"dark": {"shift": -60}}}
+    one, start = run_with("training.steps=10", "seed=1", method=first, **data)
+    other, end = run_with("training.steps=30", method=second, **data)
+    given = [f"start={start.directory}", f"run={end.directory}", "merge.alphas=[0.5]", "merge.alpha=0.5"]
+    metrics, run = run_with(*given, method="wise-ft", **data)
+    rows = curve(run)
+    assert [float(rows[place]["test"]) for place in (0, 2)] == [one["top1"], other["top1"]]
+    assert [float(rows[place]["shift_dark"]) for place in (0, 2)] == [
+        each["shift_dark_top1"] for each in (one, other)
+    ]
+    assert metrics["before_top1"] == one["top1"]
+    assert metrics["difference"] == pytest.approx(metrics["top1"] - one["top1"])
+    assert results(run)["merged_start"] == str(start.directory)
+    for name, value in weights(run).items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (weights(start)[name] + weights(end)[name]) / 2)
+    trained = [each.directory / "adapter" / "head.safetensors" for each in (start, end, run)]
+    assert trained[2].is_file()
+    if (first, second) == ("ft", "ft-clip"):
+        heads = [saving.load(path).weight_ for path in trained]
+        torch.testing.assert_close(heads[2], (heads[0] + heads[1]) / 2)
+
+
+def test_what_two_runs_cannot_be_merged(run_with, begin, checkpoint):
+    def refused(*overrides, **options):
+        settings, run = begin(*overrides, method="wise-ft", **options)
+        with pytest.raises(ClipxError) as caught:
+            main(settings, run)
+        assert not (run.directory / "model").exists()
+        return f"{caught.value.message} {caught.value.hint}"
+
+    _, one = run_with(method="ft")
+    _, other = run_with(f"model={checkpoint}", method="ft")
+    both = f"start={one.directory}", f"run={other.directory}"
+    said = refused(*both)
+    assert "different architectures" in said
+    assert "clip." in said
+    assert "the other" in refused(f"start={one.directory}")
+    assert "no run 'nowhere'" in refused("start=nowhere", f"run={one.directory}")
+    assert "is for 3 other classes" in refused(f"start={one.directory}", f"run={one.directory}", classes=2)
+
+
+def test_the_head_of_one_class_and_one_prompt_is_its_embedding_times_the_scale(saved):
+    clip = load(saved)
+    own = SimpleNamespace(source=SimpleNamespace(classes=["dog"]), templates=["a photo of a {}."])
+    plain = clip.double().model
+    text = plain.encode_text(clip.tokenize(["a photo of a dog."])).detach()
+    assert text.dtype == torch.float64
+    expected = plain.logit_scale.detach().exp() * text / text.norm()
+    torch.testing.assert_close(_classifier(clip, own).double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_alpha_is_chosen_on_validation(run_with):
     metrics, run = run_with("training.steps=40", "merge.alpha=null", "optim.lr=3e-3", method="wise-ft")
     rows = curve(run)
@@ -349,18 +405,33 @@ def checkpoint(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("model", ["tiny", "checkpoint"])
+@pytest.fixture
+def models(checkpoint, saved, tmp_path):
+    """What can be fine-tuned, as it is named on a command line: its overrides and its pixels."""
+    torch.save(open_clip.create_model(f"local-dir:{saved}").state_dict(), tmp_path / "weights.pt")
+    return {
+        "tiny": (["model=tiny"], 48),
+        "folder": ([f"model={checkpoint}"], 32),
+        "safetensors": (["model=micro", f"model.pretrained={saved}/open_clip_model.safetensors"], 32),
+        "torch": (["model=micro", f"model.pretrained={tmp_path}/weights.pt"], 32),
+    }
+
+
+@pytest.mark.parametrize("model", ["tiny", "folder", "safetensors", "torch"])
 @pytest.mark.parametrize("pairs", ["classes", "captions"])
-def test_own_folders_train_in_one_line(photos, checkpoint, tmp_path, model, pairs):
-    overrides = [f"model={checkpoint if model == 'checkpoint' else 'tiny'}", "data=folder"]
-    overrides += [f"data.root={photos}", "forgetting=null", "loader.workers=0"]
+def test_own_folders_train_in_one_line(photos, models, tmp_path, model, pairs):
+    named, size = models[model]
+    overrides = [*named, "data=folder", f"data.root={photos}", "loader.workers=0"]
     overrides += ["data.captions=captions.csv"] if pairs == "captions" else []
-    settings = resolve(compose("finetune", [*overrides, "training.epochs=1", "training.batch_size=8"]))
+    overrides += ["training.epochs=1", "training.batch_size=8", "evaluation.elsewhere_limit=16"]
+    settings = resolve(compose("finetune", overrides))
     with Run.create(tmp_path / "outputs", "finetune", "infonce", settings) as run:
         metrics = main(settings, run)
     key = "top1" if pairs == "classes" else "image_to_text_recall@1"
-    assert {key, f"before_{key}"} <= metrics.keys()
-    assert load(str(run.directory)).image_size == (48 if model == "tiny" else 32)
+    assert {key, f"before_{key}", "forgetting_top1", "forgetting_before_top1"} <= metrics.keys()
+    lost = metrics["forgetting_top1"] - metrics["forgetting_before_top1"]
+    assert metrics["forgetting_difference"] == pytest.approx(lost)
+    assert load(str(run.directory)).image_size == size
 
 
 def test_mistakes_are_told_before_anything_is_trained(begin):
@@ -375,7 +446,7 @@ def test_mistakes_are_told_before_anything_is_trained(begin):
         assert "trains nothing" in refused(f"optim.lr={lr}")
     frozen = ["lock.image=true", "lock.text=true", "lock.scale=true"]
     assert "every parameter is frozen" in refused(*frozen)
-    for method in ("ft-clip", "flyp"):
+    for method in ("ft", "ft-clip", "flyp", "wise-ft"):
         assert "no labels to learn from" in refused(method=method, classes=0)
     assert "pairs=labels" in refused("pairs=captions", method="ft-clip")
     assert "did you mean 'labels'" in refused("pairs=label")
