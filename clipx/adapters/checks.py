@@ -1,6 +1,7 @@
 """What an adapter is given, checked once and in one place, before any mathematics."""
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -219,6 +220,19 @@ def check_number(
         below = f"above {least:g}" if open_below else f"{least:g} or more"
         above = "" if most == float("inf") else f" and at most {most:g}"
         raise ClipxError(f"{name} is {value}, must be {below}{above}")
+
+
+def check_spread(name: str, grid: Sequence[float]) -> None:
+    """Check that a grid is first, last and number of equally spaced values, above 0 and ascending.
+
+    Raises:
+        ClipxError: naming the grid and what is wrong with it.
+    """
+    if len(grid) != 3:
+        raise ClipxError(f"{name} is {list(grid)}, must be [first, last, number]")
+    check_number(name, grid[0], open_below=True)
+    check_number(name, grid[1], least=grid[0])
+    check_number(name, grid[2], least=1)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -12,12 +12,13 @@ from clipx.adapters.checks import (
     check_fitted,
     check_number,
     check_queries,
+    check_spread,
     checked,
     shots_per_class,
 )
 from clipx.adapters.kernels import draw_rff, exp_cos, rff
-from clipx.adapters.search import first_best, hits, linspace
-from clipx.adapters.views import average_views, first_of_groups
+from clipx.adapters.search import first_best, hits, spread
+from clipx.adapters.views import VIEWS, keys_of
 from clipx.adapters.zero_shot import ZeroShot, zero_shot_of
 from clipx.errors import ClipxError
 
@@ -120,14 +121,10 @@ class ProKeR:
     ) -> None:
         check_number("beta", beta, open_below=True)
         check_number("lam", lam, open_below=True)
-        for name, grid in (("beta_grid", beta_grid), ("lam_grid", lam_grid)):
-            if len(grid) != 3:
-                raise ClipxError(f"{name} is {list(grid)}, must be [first, last, number]")
-            check_number(name, grid[0], open_below=True)
-            check_number(name, grid[1], least=grid[0])
-            check_number(name, grid[2], least=1)
+        check_spread("beta_grid", beta_grid)
+        check_spread("lam_grid", lam_grid)
         check_choice("form", form, FORMS)
-        check_choice("views", views, ("keep", "average"))
+        check_choice("views", views, VIEWS)
         check_number("random_features", random_features)
         check_number("max_rows", max_rows, least=1)
         self.beta, self.lam, self.search = beta, lam, search
@@ -154,9 +151,7 @@ class ProKeR:
             features, labels, text_classifier, logit_scale=logit_scale, validation=validation, groups=groups
         )
         shots_per_class(support, missing="warn")
-        keys, truth = support.features, support.labels
-        if self.views == "average":
-            keys, truth = average_views(keys, support.groups), first_of_groups(truth, support.groups)
+        keys, truth = keys_of(support.features, support.labels, support.groups, self.views)
         if not self.random_features and len(keys) > self.max_rows:
             raise ClipxError(
                 f"{len(keys)} rows are too many for an exact kernel (max_rows is {self.max_rows})",
@@ -187,8 +182,7 @@ class ProKeR:
     def _searched(
         self, keys: Tensor, residual: Tensor, text: Tensor, rows: Tensor, answers: Tensor
     ) -> tuple[float, float]:
-        betas = linspace(self.beta_grid[0], self.beta_grid[1], int(self.beta_grid[2]))
-        lams = linspace(self.lam_grid[0], self.lam_grid[1], int(self.lam_grid[2]))
+        betas, lams = spread(self.beta_grid), spread(self.lam_grid)
         zero_shot, own, others = rows @ text.T, keys @ keys.T, rows @ keys.T
         counts = []
         for beta in betas:

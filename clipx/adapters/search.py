@@ -92,3 +92,8 @@ def steps_below(high: float, steps: int, low: float = 0.1) -> list[float]:
 def linspace(low: float, high: float, steps: int) -> list[float]:
     """``steps`` equally spaced values from ``low`` to ``high``, both included."""
     return torch.linspace(low, high, steps, dtype=torch.float64).tolist()
+
+
+def spread(grid: Sequence[float]) -> list[float]:
+    """The values of a grid given as first, last and number of equally spaced values, both ends included."""
+    return linspace(grid[0], grid[1], int(grid[2]))

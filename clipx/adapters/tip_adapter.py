@@ -27,9 +27,7 @@ _AFFINITIES_AT_ONCE = 2**18
 """Affinities that are exponentiated at a time, few enough to stay in a processor's cache."""
 
 
-def cache_logits(
-    features: Tensor, keys: Tensor, values: Tensor, beta: float, normalise: bool = False
-) -> Tensor:
+def cache_logits(features: Tensor, keys: Tensor, values: Tensor, beta: float) -> Tensor:
     """What the cache answers: ``exp(-beta (1 - f.k)) V``, ``[..., M, C]``.
 
     Args:
@@ -37,16 +35,10 @@ def cache_logits(
         keys: ``[..., N, D]``; unit rows unless trained.
         values: ``[..., N, C]``, one-hot rows.
         beta: sharpness, 0 or more.
-        normalise: divide by the sum of the weights: the estimate of Nadaraya and Watson.
 
-    Source: Zhang et al. 2022, equations 3 to 5; normalised: Bendou et al. 2025, section 3.
+    Source: Zhang et al. 2022, equations 3 to 5.
     """
-    return _answer(features @ keys.transpose(-1, -2), values, beta, normalise)
-
-
-def _answer(affinity: Tensor, values: Tensor, beta: float, normalise: bool) -> Tensor:
-    # The softmax is the normalised kernel; it does not underflow where every key is far.
-    return ((affinity * beta).softmax(-1) if normalise else exp_cos(affinity, beta)) @ values
+    return exp_cos(features @ keys.transpose(-1, -2), beta) @ values
 
 
 def search_alpha_beta(
@@ -57,7 +49,6 @@ def search_alpha_beta(
     zero_shot: Tensor,
     betas: Sequence[float],
     alphas: Sequence[float],
-    normalise: bool = False,
 ) -> tuple[float, float] | None:
     """The first (alpha, beta) of the best accuracy, beta outside, alpha inside; None where all miss.
 
@@ -70,7 +61,6 @@ def search_alpha_beta(
         keys, values: the cache, see ``cache_logits``.
         zero_shot: logits ``[M, C]``.
         betas, alphas: the grid.
-        normalise: see ``cache_logits``.
 
     Source: Zhang et al. 2022, ``search_hp`` of the code.
     """
@@ -82,7 +72,7 @@ def search_alpha_beta(
         closeness = rows @ keys.T
 
         def corrections(closeness: Tensor = closeness) -> Iterator[Tensor]:
-            return (_answer(closeness, values, beta, normalise) for beta in betas)
+            return (exp_cos(closeness, beta) @ values for beta in betas)
 
         counts += ZeroShotEnsemble.grid(zero, corrections(), truth, alphas)
     best = first_best(counts, len(labels))
@@ -103,7 +93,6 @@ class TipAdapter:
         beta_scale: the end of beta's.
         alpha_steps: points of alpha's grid.
         beta_steps: points of beta's.
-        normalise: divide the cache's answer by the sum of its weights, see ``cache_logits``.
 
     Raises:
         ClipxError: a number out of range.
@@ -129,12 +118,11 @@ class TipAdapter:
         beta_scale: float = 12.0,
         alpha_steps: int = 20,
         beta_steps: int = 200,
-        normalise: bool = False,
     ) -> None:
         check_grid(alpha, beta, alpha_scale, beta_scale, alpha_steps, beta_steps)
         self.alpha, self.beta, self.search = alpha, beta, search
         self.alpha_scale, self.beta_scale = alpha_scale, beta_scale
-        self.alpha_steps, self.beta_steps, self.normalise = alpha_steps, beta_steps, normalise
+        self.alpha_steps, self.beta_steps = alpha_steps, beta_steps
 
     def fit(
         self,
@@ -376,7 +364,6 @@ def chosen(
             zero_shot_logits(rows, support.text_classifier, scale),
             steps_below(adapter.beta_scale, adapter.beta_steps),
             steps_below(adapter.alpha_scale, adapter.alpha_steps),
-            isinstance(adapter, TipAdapter) and adapter.normalise,
         )
     return found or (float(adapter.alpha), float(adapter.beta))
 
@@ -386,9 +373,8 @@ def cached_logits(adapter: TipAdapter | TipAdapterF, features: Tensor) -> Tensor
     check_fitted(adapter)
     features = check_queries(features, adapter.text_classifier_)
     zero_shot = zero_shot_logits(features, adapter.text_classifier_, adapter.logit_scale_)
-    normalise = isinstance(adapter, TipAdapter) and adapter.normalise
     parts = [
-        cache_logits(part, adapter.keys_, adapter.values_, adapter.beta_, normalise)
+        cache_logits(part, adapter.keys_, adapter.values_, adapter.beta_)
         for part in features.split(max(1, _AFFINITIES_AT_ONCE // len(adapter.keys_)))
     ]
     return ZeroShotEnsemble(adapter.alpha_)(zero_shot, torch.cat(parts))

@@ -29,6 +29,23 @@ def first_of_groups(values: Tensor, groups: Tensor) -> Tensor:
     return shared
 
 
+VIEWS = ("keep", "average")
+
+
+def keys_of(features: Tensor, labels: Tensor, groups: Tensor, views: str) -> tuple[Tensor, Tensor]:
+    """The rows that a kernel method keeps, and their labels.
+
+    Args:
+        features: ``[N, D]`` unit rows.
+        labels: ``[N]``.
+        groups: int64 ``[N]``, the image of every row, in [0, G).
+        views: ``keep`` each view as a row of its own, or ``average`` those of an image.
+    """
+    if views == "keep":
+        return features, labels
+    return average_views(features, groups), first_of_groups(labels, groups)
+
+
 class Turns:
     """The views of every image, one at a time, as if each epoch augmented anew.
 

@@ -6,7 +6,6 @@ from torch.nn import functional
 from clipx.adapters.kernels import exp_cos
 from clipx.adapters.proker import ProKeR, coefficients, grid_hits
 from clipx.adapters.search import hits, linspace
-from clipx.adapters.tip_adapter import TipAdapter, cache_logits
 from clipx.adapters.zero_shot import zero_shot_logits
 from clipx.errors import ClipxError
 
@@ -23,14 +22,6 @@ def test_the_published_case(form, expected):
         rows = ((0.015427, -0.029395), (0.083689, -0.065171), (-0.040028, -0.013529), (-0.137135, 0.067082))
         for row, wanted in zip(adapter.coefficients_.tolist(), rows, strict=True):
             assert row == pytest.approx(wanted, abs=5e-7)
-
-
-def test_the_published_local_form():
-    values = functional.one_hot(LABELS).double()
-    found = cache_logits(QUERY, SHOTS, values, 1.0, normalise=True)
-    assert found[0].tolist() == pytest.approx((0.518577, 0.481423), abs=5e-7)
-    adapter = TipAdapter(1.0, 1.0, normalise=True).fit(SHOTS, LABELS, TEXT, logit_scale=100)
-    torch.testing.assert_close(adapter.logits(QUERY), zero_shot_logits(QUERY, TEXT, 100) + found)
 
 
 @pytest.mark.parametrize("form", ["code", "ridge"])

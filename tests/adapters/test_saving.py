@@ -9,6 +9,7 @@ from clipx.adapters.clip_adapter import CLIPAdapter
 from clipx.adapters.gda import GDA
 from clipx.adapters.gda_em import GaussianEM
 from clipx.adapters.linear_probe import LinearProbe, LPpp
+from clipx.adapters.local_regression import LocalLinear, NadarayaWatson
 from clipx.adapters.proker import ProKeR
 from clipx.adapters.prolip import RLA
 from clipx.adapters.protocol import arguments
@@ -31,10 +32,12 @@ def fitted(adapter):
     "adapter",
     [
         ZeroShot(),
-        TipAdapter(alpha=2.0, normalise=True),
+        TipAdapter(alpha=2.0),
         TipAdapterF(alpha=2.0, epochs=1),
         GDA(alpha=2.0, alphas=(1, 2)),
         GaussianEM(alpha=2.0),
+        NadarayaWatson(),
+        LocalLinear(views="average"),
         ProKeR(),
         ProKeR(random_features=50, seed=3),
         CLIPAdapter(side="both", epochs=2),
