@@ -58,13 +58,11 @@ _HEADLINES = ("top1", "mean_per_class", "recall@1", "difference")
 def main(config: DictConfig, run: Run) -> dict[str, Any]:
     """Measure, train, measure again, save the model; returns the final metrics beside those of before."""
     _check(config)
-    PartialState()  # joins the processes of a launch: their number decides how many steps an epoch has
+    device = PartialState().device  # joins a launch's processes: their number decides an epoch's steps
     torch.manual_seed(config.seed)
     source = open_source(config.data, "train")
     if config.pairs == "labels":
         source = label_captions(source)
-    settings = loop_settings(config.training, source)
-    accelerator = settings.accelerator(**tracking(config, run))
     validation = _evaluation(config, config.data, "validation", config.evaluation.limit)
     own = _evaluation(config, config.data, "test", None)
     tests = {"": own, **_elsewhere(config)}
@@ -72,14 +70,16 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
     if config.get("run") is not None:
         if not run.writes:
             return {}
-        clip, first, facts = _first_end(config, run, own, accelerator.device)
-        tuned, head = finished(str(config.run), run, own, accelerator.device)
+        clip, first, facts = _first_end(config, run, own, device)
+        tuned, head = finished(str(config.run), run, own, device)
         if head is None and first is not None:
             head = _prompts(tuned, own)
         start = _start(clip, first, head, own)
         check_same_architecture(start, state_of(tuned, head))
         before = _before(tests, clip, first)
     else:
+        settings = loop_settings(config.training, source)
+        accelerator = settings.accelerator(**tracking(config, run))
         clip = load(**pretrained_arguments(config.model)).to(accelerator.device)
         objectives, weights = build_objectives(
             config.objectives, {"classifier": lambda: _classifier(clip, own)}

@@ -25,7 +25,7 @@ _ALWAYS = {"image", "text", "label", "index"}
 
 
 def loop_settings(training: DictConfig, source: Any) -> LoopSettings:
-    """The loop's settings, with ``epochs`` turned into ``steps``.
+    """The loop's settings, with ``epochs`` turned into ``steps``, and batches no larger than the data.
 
     Raises:
         ClipxError: neither steps nor epochs, epochs of a stream of unknown size, or what ``LoopSettings``
@@ -33,6 +33,8 @@ def loop_settings(training: DictConfig, source: Any) -> LoopSettings:
     """
     values: dict[str, Any] = dict(OmegaConf.to_container(training, resolve=True))  # type: ignore[arg-type]
     epochs = values.pop("epochs")
+    if not is_stream(source):
+        values["batch_size"] = _within(len(source), values["batch_size"])
     if values["steps"] is None:
         if epochs is None or epochs <= 0:
             raise ClipxError(
@@ -51,6 +53,17 @@ def loop_settings(training: DictConfig, source: Any) -> LoopSettings:
             console.info(f"warm-up takes {longest} of the {values['steps']} steps, not {values['warmup']}")
         values["warmup"] = longest
     return LoopSettings(**values)
+
+
+def _within(size: int, batch_size: Any) -> Any:
+    # A pair that a batch holds twice would be a negative of itself.
+    rank, processes = world()
+    room = max(2 if processes == 1 else 1, size // processes)
+    if not isinstance(batch_size, int | float) or batch_size <= room:
+        return batch_size
+    if rank == 0:
+        console.info(f"a batch takes {room} pairs, not {batch_size}: the data has {size}")
+    return room
 
 
 def evaluation_of(

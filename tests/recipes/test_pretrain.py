@@ -277,6 +277,16 @@ def test_epochs_become_steps():
     assert training(steps=7, epochs="null").steps == 7
 
 
+def test_a_batch_holds_no_pair_twice(monkeypatch, capsys):
+    settings = training(epochs=3, batch_size=25)
+    assert (settings.batch_size, settings.steps) == (24, 3)
+    assert "takes 24 pairs, not 25" in capsys.readouterr().err
+    assert training(steps=5, batch_size=24).batch_size == 24
+    assert "pairs" not in capsys.readouterr().err
+    monkeypatch.setattr(fitting, "world", lambda: (0, 5))
+    assert training(epochs=3, batch_size=6).batch_size == 4
+
+
 def test_epochs_count_over_all_processes(monkeypatch):
     monkeypatch.setattr(fitting, "world", lambda: (0, 2))
     assert training(epochs=3, batch_size=6).steps == 6
