@@ -72,6 +72,16 @@ def grid_hits(
     return torch.stack(counts)
 
 
+def check_rows_of_kernel(rows: int, most: int, hint: str) -> None:
+    """Check that an exact kernel, whose cost is cubic in its rows, is not asked of more than ``most``.
+
+    Raises:
+        ClipxError: with the hint.
+    """
+    if rows > most:
+        raise ClipxError(f"{rows} rows are too many for an exact kernel (max_rows is {most})", hint=hint)
+
+
 class ProKeR:
     """Zero-shot cosines and a kernel correction learnt from the shots: ``f.t + k(f, X) alpha``.
 
@@ -152,10 +162,11 @@ class ProKeR:
         )
         shots_per_class(support, missing="warn")
         keys, truth = keys_of(support.features, support.labels, support.groups, self.views)
-        if not self.random_features and len(keys) > self.max_rows:
-            raise ClipxError(
-                f"{len(keys)} rows are too many for an exact kernel (max_rows is {self.max_rows})",
-                hint="adapter.views=average makes one row of an image's views; adapter.random_features=4096 "
+        if not self.random_features:
+            check_rows_of_kernel(
+                len(keys),
+                self.max_rows,
+                "adapter.views=average makes one row of an image's views; adapter.random_features=4096 "
                 "approximates the kernel",
             )
         dtype = keys.dtype

@@ -5,12 +5,14 @@ import torch
 from bench import drawn
 from safetensors.torch import save_file
 
+from clipx.adapters.clap import CLAPHead
 from clipx.adapters.clip_adapter import CLIPAdapter
 from clipx.adapters.gda import GDA
 from clipx.adapters.gda_em import GaussianEM
 from clipx.adapters.linear_probe import LinearProbe, LPpp
 from clipx.adapters.local_regression import LocalLinear, NadarayaWatson
 from clipx.adapters.proker import ProKeR
+from clipx.adapters.proker_clap import ProKeRCLAP
 from clipx.adapters.prolip import RLA
 from clipx.adapters.protocol import arguments
 from clipx.adapters.saving import _plain, load, save
@@ -40,6 +42,8 @@ def fitted(adapter):
         LocalLinear(views="average"),
         ProKeR(),
         ProKeR(random_features=50, seed=3),
+        ProKeRCLAP(steps=2),
+        CLAPHead(steps=2),
         CLIPAdapter(side="both", epochs=2),
         LinearProbe(),
         LPpp(epochs=3),
