@@ -30,11 +30,12 @@ def _tokenizer(name: str, **_: Any) -> Any:
 
 def clipx() -> None:
     """The command, with its loader stamped."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # cli.main does it, but torch is loaded before it here
     from clipx import cli
-    from clipx.recipes import pretrain
+    from clipx.recipes import fitting
 
-    loader = pretrain.training_loader
-    pretrain.training_loader = lambda *args, **kwargs: Stamped(loader(*args, **kwargs), os.environ["STAMPS"])
+    loader = fitting.training_loader
+    fitting.training_loader = lambda *args, **kwargs: Stamped(loader(*args, **kwargs), os.environ["STAMPS"])
     cli.main()
 
 
