@@ -30,7 +30,7 @@ def _tokenizer(name: str, **_: Any) -> Any:
 
 def clipx() -> None:
     """The command, with its loader stamped."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # cli.main does it, but torch is loaded before it here
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as cli.main does, before torch is loaded
     from clipx import cli
     from clipx.recipes import fitting
 
