@@ -59,6 +59,39 @@ def penalty_of(rule: str | float, shots: float) -> float:
     return float(rule)
 
 
+def checked_before(task: Task) -> tuple[Support, Tensor, Tensor | None]:
+    """Check a task of rows before the projection; the projection's weight and bias in their dtype.
+
+    Raises:
+        ClipxError: see ``checks.checked``; no projection, or one of another shape.
+    """
+    if task.projection is None:
+        raise ClipxError(
+            "this model has no projection to train",
+            hint="--method rla trains a linear map of its features instead",
+        )
+    support = checked(
+        task.features,
+        task.labels,
+        task.text_classifier,
+        logit_scale=task.logit_scale,
+        validation=task.validation,
+        groups=task.groups,
+        unit=False,
+        same_width=False,
+    )
+    weight, bias = task.projection
+    shape = (support.features.shape[1], support.text_classifier.shape[1])
+    if tuple(weight.shape) != shape:
+        raise ClipxError(f"the projection is {list(weight.shape)}, must be {list(shape)}")
+    return support, weight.to(support.features), None if bias is None else bias.to(support.features)
+
+
+def shots_of(support: Support) -> float:
+    """Images a class, the mean of all, which ``penalty_of`` goes by."""
+    return (int(support.groups.max()) + 1) / support.classes
+
+
 def train_projection(
     supports: Sequence[Support],
     start: Tensor,
@@ -185,31 +218,9 @@ class ProLIP:
 
     def learn(self, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         """The learnt attributes of each of several tasks of the same shapes, trained at once."""
-        supports, starts, biases = [], [], []
-        for task in tasks:
-            if task.projection is None:
-                raise ClipxError(
-                    "this model has no projection to train",
-                    hint="--method rla trains a linear map of its features instead",
-                )
-            support = checked(
-                task.features,
-                task.labels,
-                task.text_classifier,
-                logit_scale=task.logit_scale,
-                validation=task.validation,
-                groups=task.groups,
-                unit=False,
-                same_width=False,
-            )
-            weight, bias = task.projection
-            shape = (support.features.shape[1], support.text_classifier.shape[1])
-            if tuple(weight.shape) != shape:
-                raise ClipxError(f"the projection is {list(weight.shape)}, must be {list(shape)}")
-            supports.append(support)
-            starts.append(weight.to(support.features))
-            if bias is not None:
-                biases.append(bias.to(support.features)[None])
+        checks = [checked_before(task) for task in tasks]
+        supports, starts = [one[0] for one in checks], [one[1] for one in checks]
+        biases = [bias[None] for _, _, bias in checks if bias is not None]
         scale = float(tasks[0].logit_scale)
         return _learn(self, supports, torch.stack(starts), torch.stack(biases) if biases else None, scale)
 
@@ -319,8 +330,7 @@ def _learn(
     """The learnt attributes of each task, at the given settings or those of the grid that are best."""
     for support in supports:
         shots_per_class(support, missing="warn")
-    shots = (int(supports[0].groups.max()) + 1) / supports[0].classes
-    given = penalty_of(adapter.lam, shots)
+    given = penalty_of(adapter.lam, shots_of(supports[0]))
     searched = adapter.search and all(support.validation is not None for support in supports)
     grid = [(lr, adapter.lams) for lr in adapter.lrs] if searched else [(adapter.lr, [given])]
     best = [-1] * len(supports)

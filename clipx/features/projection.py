@@ -1,7 +1,7 @@
-"""The last linear map of an image tower, and the features before it."""
+"""The last linear map of a tower, and the features before it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from clipx.errors import ClipxError
 from clipx.models.clip import CLIP
+from clipx.models.text import causal_tower
 
 
 class Projection(NamedTuple):
-    """``features = rows @ weight + bias``: weight float32 ``[Do, D]``, bias ``[D]`` or None."""
+    """``features = rows @ weight + bias``: weight ``[Do, D]``, bias ``[D]`` or None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -24,8 +25,8 @@ class Projection(NamedTuple):
 
 
 def image_projection(clip: CLIP) -> Projection:
-    """The projection of an image tower: ``proj`` of a ViT, ``c_proj`` of a ResNet's attention pool, the
-    linear head of a timm tower.
+    """The projection of an image tower, in float32: ``proj`` of a ViT, ``c_proj`` of a ResNet's attention
+    pool, the linear head of a timm tower.
 
     Raises:
         ClipxError: the tower ends in something else.
@@ -89,3 +90,40 @@ def _without_projection(clip: CLIP) -> Iterator[None]:
         yield
     finally:
         setattr(holder, name, kept)
+
+
+def text_projection(clip: CLIP) -> Projection:
+    """The projection of a causal text tower, in its own dtype.
+
+    Raises:
+        ClipxError: the tower ends in something else.
+    """
+    found = getattr(causal_tower(clip.model), "text_projection", None)
+    if isinstance(found, nn.Linear):
+        return Projection(found.weight.detach().T, None if found.bias is None else found.bias.detach())
+    if found is None:
+        raise ClipxError(
+            f"the text tower of {clip.name} does not end in a linear projection",
+            hint="that of OpenAI's models does; --method rla trains a map of the image features instead",
+        )
+    return Projection(found.detach(), None)
+
+
+@torch.no_grad()
+def texts_before_projection(clip: CLIP, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+    """What the text tower's projection is given for texts: ``[N, Do]``, in its dtype and on its device.
+
+    Raises:
+        ClipxError: as ``text_projection``.
+    """
+    text_projection(clip)
+    tower: Any = causal_tower(clip.model)
+    kept, rows = tower.text_projection, []
+    tower.text_projection = None
+    try:
+        for first in range(0, len(texts), batch_size):
+            tokens = clip.tokenize(list(texts[first : first + batch_size]))
+            rows.append(clip.encode_text(tokens.to(clip.device), normalize=False))
+    finally:
+        tower.text_projection = kept
+    return torch.cat(rows)
