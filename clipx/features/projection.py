@@ -38,7 +38,7 @@ def image_projection(clip: CLIP) -> Projection:
     if linear is None:
         raise ClipxError(
             f"the image tower of {clip.name} does not end in a linear projection",
-            hint="a ViT or ResNet of open_clip does; or a method that needs projected features only",
+            hint="a ViT or ResNet of open_clip does; --method rla needs no projection",
         )
     bias = None if linear.bias is None else linear.bias.detach().float()
     return Projection(linear.weight.detach().float().T, bias)

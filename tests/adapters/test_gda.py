@@ -2,7 +2,7 @@ import pytest
 import torch
 from bench import LABELS, QUERY, SHOTS, TEXT, drawn, mean_accuracy
 
-from clipx.adapters.gda import GDA, apply_precision
+from clipx.adapters.gda import GDA, apply_precision, class_means
 from clipx.adapters.gda_em import GaussianEM
 from clipx.adapters.saving import load, save
 from clipx.adapters.zero_shot import ZeroShot, zero_shot_logits
@@ -11,6 +11,9 @@ from clipx.errors import ClipxError
 
 
 def test_the_published_case():
+    means = torch.stack([SHOTS[:2].mean(0), SHOTS[2:].mean(0)])
+    assert float((SHOTS - means[LABELS]).T.cov().trace()) == pytest.approx(0.03206294, abs=5e-9)
+    assert torch.equal(class_means(SHOTS, LABELS, torch.tensor([2, 2])), means)
     adapter = GDA(alpha=1).fit(SHOTS, LABELS, TEXT, logit_scale=100)
     expected = ((65.435304, 10.453648, 30.151747), (15.863864, 81.958987, 22.003540))
     for row, wanted in zip(adapter.weight_.tolist(), expected, strict=True):

@@ -164,5 +164,6 @@ def test_a_tower_without_a_projection(clip):
 
     bare = copy.deepcopy(clip)
     bare.model.visual.proj = None
-    with pytest.raises(ClipxError, match="does not end in a linear projection"):
+    with pytest.raises(ClipxError, match="does not end in a linear projection") as caught:
         before_projection(bare, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert "--method rla" in caught.value.hint
