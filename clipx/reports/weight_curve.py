@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MARKED = (0.0, 0.5, 1.0)
+_MARKED = {0.0: (-6, 6), 0.5: (-6, -14), 1.0: (6, -14)}
+"""Where an alpha is written, in points from its place: apart also where the places are close."""
+_CHOSEN = (6, 6)
 
 
 def weight_curve(
@@ -79,9 +81,16 @@ def _against(axes: Axes, alphas: Sequence[float], x: np.ndarray, y: np.ndarray, 
     for alpha, across, up in zip(alphas, x, y, strict=True):
         if alpha == chosen:
             axes.plot([across], [up], marker="o", markersize=9, fillstyle="none", color=INK, zorder=3)
-        if alpha == chosen or alpha in _MARKED:
+        away = _CHOSEN if alpha == chosen else _MARKED.get(alpha)
+        if away is not None:
             axes.annotate(
-                f"{alpha:g}", (across, up), xytext=(6, 6), textcoords="offset points", fontsize=8.5, color=INK
+                f"{alpha:g}",
+                (across, up),
+                xytext=away,
+                textcoords="offset points",
+                ha="right" if away[0] < 0 else "left",
+                fontsize=8.5,
+                color=INK,
             )
     axes.margins(0.08)
     axes.grid(color=GRID, linewidth=0.8)

@@ -20,6 +20,15 @@ def test_accuracy_over_alpha_and_against_the_other(tmp_path):
     assert save(figure, tmp_path / "curve.png").stat().st_size > 10_000
 
 
+def test_alphas_that_fall_together_are_written_apart():
+    flat = {"scenes": [0.5] * 4, "shift_sketch": [0.6] * 4}
+    figure = weight_curve(ALPHAS, flat, against=("scenes", "shift_sketch"), chosen=0.25)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[1].texts]
+    assert len(boxes) == 4
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
+
+
 def test_without_other_data_there_is_one_panel():
     (axes,) = weight_curve(ALPHAS, {"scenes": SERIES["scenes"]}).axes
     assert axes.get_xlabel().startswith("alpha")
