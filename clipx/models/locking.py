@@ -14,6 +14,7 @@ def lock(
     text: bool = False,
     scale: bool = False,
     first_convolution: bool = False,
+    batch_norm: bool = False,
 ) -> CLIP:
     """Take the gradient from parts of a model, in place.
 
@@ -25,6 +26,8 @@ def lock(
         text: the whole text tower.
         scale: the scale of the logits, and their bias where there is one.
         first_convolution: of the image tower, which cuts the patches of a ViT.
+        batch_norm: every batch norm, with its statistics: on little data these drift even where the weights
+            hardly move.
 
     Raises:
         ClipxError: ``first_convolution`` of an image tower that has no convolution.
@@ -39,6 +42,10 @@ def lock(
     if first_convolution:
         for parameter in _first_convolution(clip).parameters():
             parameter.requires_grad_(False)
+    if batch_norm:
+        for module in clip.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(False)
     return clip
 
 

@@ -44,6 +44,18 @@ def test_a_locked_resnet_keeps_its_statistics_while_the_rest_trains(micro_resnet
     assert not locked.model.visual.bn1.training
 
 
+def test_batch_norm_keeps_its_statistics_while_its_tower_trains(micro, micro_resnet):
+    clip = lock(copy.deepcopy(micro_resnet), batch_norm=True)
+    assert "visual.conv1.weight" in free(clip)
+    assert not [name for name in free(clip) if ".bn" in name or "downsample.1" in name]
+    before = copy.deepcopy(clip.state_dict())
+    clip.train()
+    clip.encode_image(torch.randn(8, 3, 32, 32)).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items())
+    assert clip.model.visual.conv1.weight.grad is not None
+    assert free(lock(copy.deepcopy(micro), batch_norm=True)) == free(micro)
+
+
 def test_a_tower_without_a_convolution(micro):
     clip = copy.deepcopy(micro)
     clip.model.visual = nn.Linear(2, 2)
