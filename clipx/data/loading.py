@@ -36,14 +36,19 @@ def worker_count(requested: int | None) -> int:
     return max(1, min(8, cores - 1))
 
 
+_OF_ALL = {signal.SIGINT, signal.SIGTERM}
+"""Signals that a terminal or a scheduler sends to every process."""
+
+
 def _outlive_signals(worker: int) -> None:
     """Let a worker outlive the Ctrl-C or SIGTERM that a terminal or a scheduler sends to every process.
 
     The main process may still need batches to finish its step; it ends its workers itself, if need be with
-    another SIGTERM.
+    another SIGTERM. What was sent before, while ``_Loader`` held it back, is met here.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_ALL)
 
 
 def captions_of(example: Any, classes: Sequence[str] | None, templates: Sequence[str]) -> list[str]:
@@ -229,7 +234,13 @@ class _Loader(DataLoader):
     """Raises a user's mistake that a loader process met as it is; torch would bury it in a traceback."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in super().__iter__():
+        # Workers start with these held back: one that comes before a worker can meet it would end it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_ALL)
+        try:
+            batches = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for batch in batches:
             if isinstance(batch, ClipxError):
                 raise batch
             yield batch
