@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipx.probes.logistic import LogisticPath, Solution
+from clipx.adapters.logistic import LogisticPath, Solution
 
 AIM = 3.0
 COARSE = tuple(10.0**power for power in range(-6, 7, 2))

@@ -15,11 +15,11 @@ from clipx.adapters.checks import (
     checked,
     shots_per_class,
 )
+from clipx.adapters.logistic import LogisticPath, Solution
 from clipx.adapters.search import hits
 from clipx.adapters.training import Task, checked_task
 from clipx.adapters.zero_shot import ZeroShot, zero_shot_of
 from clipx.errors import ClipxError
-from clipx.probes.logistic import LogisticPath, Solution
 
 COARSE = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 LPPP_INIT = 250.0

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from clipx.adapters.checks import check_choice, check_number
+from clipx.adapters.logistic import LogisticPath, Solution
 from clipx.adapters.search import hits
 from clipx.data.fewshot import draw
 from clipx.data.fields import UNLABELLED
 from clipx.errors import ClipxError
 from clipx.features.encode import BANKS, FeatureSet
 from clipx.probes import many_heads
-from clipx.probes.logistic import LogisticPath, Solution
 from clipx.probes.neighbours import TEMPERATURE, nearest, neighbour_scores
 from clipx.probes.protocol import Material, Result, Table
 from clipx.probes.sweep import coarse_to_fine, strengths

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipx.adapters.checks import check_number
+from clipx.adapters.logistic import LogisticPath
 from clipx.errors import ClipxError
 from clipx.probes import geometry
-from clipx.probes.logistic import LogisticPath
 from clipx.probes.protocol import Material, Result, Table
 from clipx.tasks.intervals import (
     Estimate,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,39 +19,18 @@ from clipx.errors import ClipxError
 from clipx.features.encode import FeatureSet
 from clipx.probes import ood_scores, shift_line
 from clipx.probes.linear_probe_full import Labelled, Logistic
-from clipx.probes.protocol import Material, Result, Shift, Table
+from clipx.probes.protocol import Material, Result, Shift
+from clipx.probes.robustness_report import Floats, Shifted, figures, tables
 from clipx.probes.selective import selective
 from clipx.tasks.calibration import Reliability, calibration, reliability, temperature
 from clipx.tasks.intervals import Estimate, percentile_interval, proportion, resampled
 from clipx.tasks.ood import detection
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Floats = NDArray[np.float64]
 Classifiers = Mapping[str, Any]
 _DRAWS = 1000
 _LEAST_BASELINES = 3
 _UNSEEN = "unseen"
 _TAKEN = ("clean", "probe", "shift", "probe_shift")
-
-
-@dataclass(frozen=True)
-class _Shifted:
-    """Under one shift: estimates of the zero-shot classifier, and what the line and the baselines gave."""
-
-    estimates: dict[str, Estimate]
-    draws: Floats
-    """``[R, 3]``: bootstrap draws of top-1, of the probe's top-1, and of the effective robustness."""
-    images: int
-    classes: int
-    line: shift_line.Line
-    r2: float
-    points: tuple[Floats, Floats]
-    clean: float
-    calibration: dict[str, Estimate]
-    scaled: dict[str, Estimate]
-    errors: tuple[float, float]
 
 
 class RobustnessSuite:
@@ -85,7 +64,7 @@ class RobustnessSuite:
 
     def __init__(
         self,
-        sizes: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+        sizes: Sequence[int] | int = (1, 2, 4, 8, 16, 32, 64),
         cs: Sequence[float] = (1.0, 10.0, 100.0, 1e3, 1e4),
         link: shift_line.Link = "logit",
         points: str | None = None,
@@ -95,6 +74,7 @@ class RobustnessSuite:
         neighbours: int = 50,
         bins: int = 15,
     ) -> None:
+        sizes = [sizes] if isinstance(sizes, int) else sizes
         for size in sizes:
             check_number("sizes", size, least=1)
         check_choice("link", link, shift_line.LINKS)
@@ -103,6 +83,8 @@ class RobustnessSuite:
         check_number("temperature", temperature, open_below=True)
         check_number("neighbours", neighbours, least=1)
         check_number("bins", bins, least=1)
+        if points is not None and not Path(points).is_file():
+            raise ClipxError(f"there is no file {points}", hint="probe.points=FILE.csv of reference models")
         self.sizes, self.link, self.points, self.unseen = sorted(set(sizes)), link, points, unseen
         self.score, self.temperature, self.neighbours, self.bins = score, temperature, neighbours, bins
         self.head = Logistic(cs, refit=False)
@@ -186,8 +168,8 @@ class RobustnessSuite:
         return Result(
             estimates,
             details,
-            self._tables(shifted, calm, cool, diagrams, found),
-            self._figures(shifted, diagrams, scores, found, estimates, material),
+            tables(shifted, calm, cool, diagrams, found),
+            figures(shifted, diagrams, scores, found, estimates, score=self.score, title=material.title),
         )
 
     def _baselines(self, material: Material) -> dict[str, Any]:
@@ -218,7 +200,7 @@ class RobustnessSuite:
         material: Material,
         heat: float,
         given: Mapping[str, tuple[Floats, Floats]] | None,
-    ) -> _Shifted:
+    ) -> Shifted:
         columns = [list(each) for each in shift.columns]
         truth = _labelled(shift.features)
         clean = _labelled(material.measured)
@@ -257,7 +239,7 @@ class RobustnessSuite:
         drawn_line = shift_line.line(*drawn_points, self.link)
         rho_draws = shift_line.effective_robustness(drawn_x[:, 0], drawn_y[:, 0], drawn_line)
         logits = _on_columns(classifiers["zero-shot"](truth[0]), columns)
-        return _Shifted(
+        return Shifted(
             estimates={
                 "top1": proportion(int(there[:, 0].sum()), len(there)),
                 "probe_top1": proportion(int(there[:, -1].sum()), len(there)),
@@ -316,119 +298,6 @@ class RobustnessSuite:
         if name == "knn":
             return ood_scores.neighbour(rows, train[kept], self.neighbours)
         return ood_scores.mahalanobis(rows, train[kept], labels[kept])
-
-    def _tables(
-        self,
-        shifted: Mapping[str, _Shifted],
-        calm: Mapping[str, Mapping[str, Estimate]],
-        cool: Mapping[str, Mapping[str, Estimate]],
-        diagrams: Mapping[str, Reliability],
-        found: Mapping[str, Mapping[str, Mapping[str, Estimate]]],
-    ) -> dict[str, Table]:
-        shifts = [
-            [
-                name,
-                each.images,
-                each.classes,
-                each.clean,
-                *each.estimates["top1"],
-                each.estimates["probe_top1"].value,
-                *each.estimates.get("effective_robustness", (None, None, None)),
-                float(each.line.slope),
-                float(each.line.intercept),
-                each.r2,
-                not each.points[0].min() <= each.clean <= each.points[0].max(),
-            ]
-            for name, each in shifted.items()
-        ]
-        columns = ["shift", "images", "classes", "clean_top1", "top1", "low", "high", "probe_top1"]
-        columns += ["effective_robustness", "low", "high", "slope", "intercept", "r2", "extrapolated"]
-        names = list(next(iter(calm.values())))
-        return {
-            "shifts": Table(columns, shifts),
-            "baselines": Table(
-                ["shift", "clean_top1", "top1"],
-                [
-                    [name, float(x), float(y)]
-                    for name, each in shifted.items()
-                    for x, y in zip(*each.points, strict=True)
-                ],
-            ),
-            "calibration": Table(
-                ["images", *names, *(f"scaled_{name}" for name in names)],
-                [
-                    [
-                        name,
-                        *(calm[name][key].value for key in names),
-                        *(cool[name][key].value for key in names),
-                    ]
-                    for name in calm
-                ],
-            ),
-            "reliability": Table(
-                ["images", "bin", "count", "confidence", "accuracy"],
-                [
-                    [name, place + 1, int(count), float(confidence), float(accuracy)]
-                    for name, each in diagrams.items()
-                    for place, (count, confidence, accuracy) in enumerate(
-                        zip(each.count, each.confidence, each.accuracy, strict=True)
-                    )
-                ],
-            ),
-            "ood": Table(
-                ["outside", "score", "auroc", "low", "high", "fpr95", "aupr_in", "aupr_out"],
-                [
-                    [
-                        outside,
-                        score,
-                        *each["auroc"],
-                        *(each[name].value for name in ("fpr95", "aupr_in", "aupr_out")),
-                    ]
-                    for outside, by_score in found.items()
-                    for score, each in by_score.items()
-                ],
-            ),
-        }
-
-    def _figures(
-        self,
-        shifted: Mapping[str, _Shifted],
-        diagrams: Mapping[str, Reliability],
-        scores: Mapping[str, tuple[Tensor, Tensor]],
-        found: Mapping[str, Mapping[str, Mapping[str, Estimate]]],
-        estimates: Mapping[str, Estimate],
-        material: Material,
-    ) -> dict[str, Figure]:
-        from clipx.reports.robustness_figures import effective, outside, reliabilities
-
-        figures = {
-            "robustness": effective(
-                {
-                    name: (*each.points, each.clean, each.estimates["top1"].value)
-                    for name, each in shifted.items()
-                },
-                {name: each.line for name, each in shifted.items()},
-                {
-                    name: each.estimates["effective_robustness"]
-                    for name, each in shifted.items()
-                    if "effective_robustness" in each.estimates
-                },
-                {
-                    "clean": (estimates["top1"], estimates["probe_top1"]),
-                    **{n: (e.estimates["top1"], e.estimates["probe_top1"]) for n, e in shifted.items()},
-                },
-                title=material.title,
-            ),
-            "calibration": reliabilities(diagrams, title=material.title),
-        }
-        if scores:
-            figures["ood"] = outside(
-                {name: (a.numpy(), b.numpy()) for name, (a, b) in scores.items()},
-                {name: {score: each["auroc"] for score, each in of.items()} for name, of in found.items()},
-                score=self.score,
-                title=material.title,
-            )
-        return figures
 
 
 def logit_subset(logits: Tensor, columns: Sequence[Sequence[int]]) -> Tensor:
@@ -521,7 +390,7 @@ def _top1(logits: Tensor, labels: Tensor) -> Estimate:
     return proportion(int((logits.argmax(1) == labels).sum()), len(labels))
 
 
-def _means(shifted: Mapping[str, _Shifted]) -> dict[str, Estimate]:
+def _means(shifted: Mapping[str, Shifted]) -> dict[str, Estimate]:
     """Means over the shifts, with the intervals of the joint draws; of what is known of each."""
     draws = np.mean([each.draws[:, :2] for each in shifted.values()], axis=0)
     top1, probe = (

@@ -1,8 +1,6 @@
 """``clipx adapt``: fit an adapter on a few labelled images a class, and measure it beside zero-shot."""
 
-import csv
 import inspect
-import io
 import json
 import os
 import statistics
@@ -54,7 +52,7 @@ from clipx.recipes.frozen import (
 )
 from clipx.recipes.parts import open_source
 from clipx.recipes.sharing import kept
-from clipx.reports.tables import METRIC_COLUMNS, markdown, metric_rows
+from clipx.reports.tables import METRIC_COLUMNS, csv_text, markdown, metric_rows
 from clipx.run import Run, find_run
 from clipx.tasks.classification import Outcomes, accuracy, join, per_class
 from clipx.tasks.groups import group_accuracy, per_group
@@ -641,17 +639,16 @@ def _report_groups(
 ) -> None:
     """The table of groups, adapted (the mean over seeds) beside zero-shot."""
     tables = [per_group(each.ranks < 1, groups, names) for each in seen]
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["group", "support", "accuracy", "zero_shot_accuracy", "difference"])
+    rows: list[list[Any]] = []
     for theirs, *ours in zip(per_group(baseline.ranks < 1, groups, names), *tables, strict=True):
         found = [row.accuracy.value for row in ours if row.accuracy is not None]
         if theirs.accuracy is None:
-            writer.writerow([theirs.name, 0, None, None, None])
+            rows.append([theirs.name, 0, None, None, None])
             continue
         mean, before = statistics.fmean(found), theirs.accuracy.value
-        writer.writerow([theirs.name, theirs.support, mean, before, mean - before])
-    bench.run.write_text("per_group.csv", file.getvalue())
+        rows.append([theirs.name, theirs.support, mean, before, mean - before])
+    columns = ["group", "support", "accuracy", "zero_shot_accuracy", "difference"]
+    bench.run.write_text("per_group.csv", csv_text(columns, rows))
 
 
 def _finish(bench: _Bench, estimates: dict[str, Estimate]) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """What recipes that use a CLIP as it is have in common: its weights, its class vectors, encoding, reports."""
 
-import csv
-import io
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from clipx.models.clip import CLIP, WEIGHTS_FILE
 from clipx.models.loading import PRESETS, load
 from clipx.recipes.sharing import kept, sharing
 from clipx.reports.figures import confusion, save
+from clipx.reports.tables import csv_text
 from clipx.run import Run
 from clipx.tasks.classification import Outcomes, confusion_matrix
 
@@ -232,11 +231,7 @@ def report_classes(
         seen: outcomes over the same classes.
         title: of the figure.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    run.write_text("per_class.csv", file.getvalue())
+    run.write_text("per_class.csv", csv_text(columns, rows))
     names = [str(row[0]) for row in rows]
     if len(names) <= _LARGEST_FIGURE and not sharing():  # a sweep of hundreds has figures of its own
         path = run.path("figures", "confusion.png")

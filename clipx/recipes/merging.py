@@ -1,7 +1,5 @@
 """The merge that ends a fine-tuning: weights between the model before and after, measured and chosen."""
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from clipx.models.clip import CLIP
 from clipx.models.interpolation import check_alpha, check_same_architecture, interpolate
 from clipx.models.loading import load
 from clipx.reports import figures
+from clipx.reports.tables import csv_text
 from clipx.reports.weight_curve import weight_curve as draw
 from clipx.run import Run, find_run
 from clipx.tasks.intervals import Estimate
@@ -184,11 +183,9 @@ def _report(
     run: Run,
     title: str,
 ) -> None:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["alpha", *(name or "test" for name in curves)])
-    writer.writerows(zip(alphas, *curves.values(), strict=True))
-    run.write_text("weight_curve.csv", file.getvalue())
+    columns = ["alpha", *(name or "test" for name in curves)]
+    rows = list(zip(alphas, *curves.values(), strict=True))
+    run.write_text("weight_curve.csv", csv_text(columns, rows))
     data = str(getattr(own.source, "name", "test"))
     drawn: dict[str, Any] = {data: curves[""]}
     drawn |= {name: values for name, values in curves.items() if name not in ("", VALIDATION)}
@@ -205,7 +202,4 @@ def _report(
     )
     path = figures.save(figure, run.path("figures", "weight_curve.png"))
     console.info(f"figure {path}")
-    table = {"alpha": alphas, **{name or "test": values for name, values in curves.items()}}
-    run.results(
-        {"weight_curve": [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]}
-    )
+    run.results({"weight_curve": [dict(zip(columns, row, strict=True)) for row in rows]})

@@ -1,7 +1,5 @@
 """``clipx probe``: look into a frozen CLIP, with the embeddings that the card's probe needs."""
 
-import csv
-import io
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +23,7 @@ from clipx.recipes.frozen import check_skipped, class_vectors, encoded, load_pre
 from clipx.recipes.parts import open_source
 from clipx.recipes.sharing import kept
 from clipx.reports.figures import save
-from clipx.reports.tables import METRIC_COLUMNS, markdown, metric_rows
+from clipx.reports.tables import METRIC_COLUMNS, csv_text, markdown, metric_rows
 from clipx.run import Run
 from clipx.tasks.intervals import flatten
 
@@ -259,9 +257,7 @@ def _cut(source: Any) -> tuple[Any, Any]:
 def _report(result: Result, run: Run) -> dict[str, float]:
     estimates = dict(result.metrics)
     for name, table in result.tables.items():
-        file = io.StringIO()
-        csv.writer(file, lineterminator="\n").writerows([table.columns, *table.rows])
-        run.write_text(f"{name}.csv", file.getvalue())
+        run.write_text(f"{name}.csv", csv_text(table.columns, table.rows))
     for name, figure in result.figures.items():
         path = run.path("figures", f"{name}.png")
         save(figure, path)

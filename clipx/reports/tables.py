@@ -1,5 +1,7 @@
-"""Tables of results for a Markdown page; what a terminal or a pipe gets is in ``clipx.console``."""
+"""Tables of results as Markdown or CSV; what a terminal or a pipe gets is in ``clipx.console``."""
 
+import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +35,15 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: It
     lines = [columns, ["---:" if name in rightward else "---" for name in columns]]
     lines += [[_cell(value) for value in row] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A CSV file's text: a line of headings, then one a row; None is an empty cell."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def _cell(value: Any) -> str:

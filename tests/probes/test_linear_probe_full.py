@@ -65,7 +65,7 @@ def test_it_measures_every_head_beside_zero_shot():
 
 
 def test_the_value_found_is_fitted_on_train_and_validation():
-    from clipx.probes.logistic import LogisticPath
+    from clipx.adapters.logistic import LogisticPath
 
     parts = [(each.pre, each.labels) for each in (split(40, 0), split(40, 1))]
     logits, found = Logistic().fit(*parts, 4)

@@ -180,6 +180,7 @@ def test_where_all_baselines_are_as_accurate_the_rest_is_told_all_the_same():
         ({"shifts": {"clean": shift(features(60, 0.7, 3))}}, {}, "'clean' cannot be the name"),
         ({"outside": {"unseen": strangers()}}, {}, "'unseen' cannot be the name"),
         ({}, {"sizes": [1]}, "2 baselines make no line"),
+        ({}, {"sizes": 1}, "2 baselines make no line"),
         ({}, {"unseen": 0.9}, "fewer than two would stay"),
         ({"shifts": {"far": shift(strangers())}}, {}, "no image of a split has a label"),
     ],
@@ -201,6 +202,7 @@ def test_what_cannot_be_measured(changes, settings, message):
         {"temperature": 0},
         {"neighbours": 0},
         {"bins": 0},
+        {"points": "no/such.csv"},
     ],
 )
 def test_wrong_settings_are_told_at_once(wrong):

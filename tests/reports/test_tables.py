@@ -1,4 +1,4 @@
-from clipx.reports.tables import markdown, metric_rows
+from clipx.reports.tables import csv_text, markdown, metric_rows
 from clipx.tasks.intervals import Estimate
 
 ESTIMATES = {
@@ -19,3 +19,8 @@ def test_metric_rows():
 def test_markdown():
     text = markdown(["name", "value"], [["a|b", 0.123456], ["two\nlines", None]], right=["value"])
     assert text == "| name | value |\n| --- | ---: |\n| a\\|b | 0.1235 |\n| two lines | - |\n"
+
+
+def test_csv_text():
+    text = csv_text(["name", "value"], [["a,b", 0.5], ["none", None]])
+    assert text == 'name,value\n"a,b",0.5\nnone,\n'

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from clipx.adapters.logistic import LogisticPath
 from clipx.errors import ClipxError
-from clipx.probes.logistic import LogisticPath
 
 TWO = torch.tensor([[1.0], [-1.0]], dtype=torch.float64), torch.tensor([1, 0])
 
