@@ -291,6 +291,7 @@ def _in_jobs(work: Work, teller: Teller, launcher: str, jobs: int, settings: Seq
         watcher.join()
         shutil.rmtree(scratch, ignore_errors=True)
     left = [cell for cell in work.cells if work.left(cell, index)]
+    teller.end(len(work.cells) - len(left))  # the watcher may not have looked since the last one
     if left:
         raise ClipxError(f"{len(left)} cells were not computed: a job ended early", hint="run it again")
     for cell in work.cells:
