@@ -1,6 +1,5 @@
 """From a source to batches: for training (endless, exact on resume) and for evaluation (each item once)."""
 
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from clipx.data.fields import UNLABELLED
 from clipx.data.order import TrainingOrder, sample_generator
 from clipx.data.transforms import TrainTransform, to_tensor
 from clipx.errors import BadSample, ClipxError, kind_of
+from clipx.machine import cores
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _TRIES = 1000
@@ -32,8 +32,7 @@ def worker_count(requested: int | None) -> int:
     """Loader processes: as asked, else one a core but one (which training needs), at most eight."""
     if requested is not None:
         return requested
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(8, cores - 1))
+    return max(1, min(8, cores() - 1))
 
 
 _OF_ALL = {signal.SIGINT, signal.SIGTERM}

@@ -1,4 +1,4 @@
-"""``clipx eval``: make the runs of a suite that are not made yet, one after another or in several jobs."""
+"""``clipx eval``: make the runs of a suite that are not made yet, in this process, several, or jobs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from omegaconf import OmegaConf
 from clipx import config, console, launch
 from clipx.commands.recipe import Options, perform
 from clipx.errors import ClipxError
+from clipx.machine import cores
+from clipx.recipes.processes import MOST, side_by_side
 from clipx.recipes.sharing import Shared, shared
 from clipx.run import Interrupted, Run, environment, write_problem
 from clipx.suites.cells import Cell
@@ -24,6 +26,8 @@ from clipx.suites.index import CellIndex, Entry
 from clipx.suites.memory import PeakMemory
 
 _POLL_SECONDS = 0.5
+_CELLS_A_PROCESS = 12
+"""Cells that are worth the start of a process."""
 
 
 @dataclass
@@ -93,7 +97,7 @@ class Teller:
 
     def end(self, done: int) -> None:
         """So many cells are finished."""
-        if done == self.done:
+        if done <= self.done:
             return
         self.done = done
         self._bar.update(self._task, completed=done)
@@ -124,14 +128,14 @@ class Teller:
 
 
 def main(
-    work: Work, *, launcher: str | None = None, jobs: int = 1, settings: Sequence[str] = ()
+    work: Work, *, launcher: str | None = None, jobs: int | None = None, settings: Sequence[str] = ()
 ) -> dict[str, float]:
     """Compute what is left of the cells; a cell that fails does not stop the others.
 
     Args:
         work: the cells.
-        launcher: of Hydra, to do it in jobs; None to do it here.
-        jobs: how many.
+        launcher: of Hydra, to do it in jobs; None to do it on this machine.
+        jobs: how many, or how many processes; None for as many as there are cells and cores enough for.
         settings: overrides of the launcher's own.
 
     Returns:
@@ -142,9 +146,19 @@ def main(
         ClipxError: the output root cannot be written, or there is no such launcher.
     """
     with Teller(len(work.cells)) as teller:
-        if launcher is None:
-            return {"computed": float(compute(work, teller))}
-        return {"computed": float(_in_jobs(work, teller, launcher, jobs, settings))}
+        if launcher is not None:
+            return {"computed": float(_in_jobs(work, teller, launcher, jobs or 2, settings))}
+        number = min(jobs or _suitable(len(work.cells)), len(work.cells))
+        if number > 1:
+            return {"computed": float(_in_processes(work, teller, number))}
+        return {"computed": float(compute(work, teller))}
+
+
+def _suitable(cells: int) -> int:
+    """Processes that pay: small cells leave cores idle, a GPU does not; each takes seconds to start."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else max(1, min(cores(), MOST, cells // _CELLS_A_PROCESS))
 
 
 def compute(work: Work, teller: Teller | None = None) -> int:
@@ -261,35 +275,78 @@ def _warnings(lines: Sequence[str]) -> list[str]:
     return [line.removeprefix(mark) for line in lines if line.startswith(mark)]
 
 
+def _in_processes(work: Work, teller: Teller, number: int) -> int:
+    """Share the cells with other processes of this machine, once the first has encoded what they need."""
+    threads = max(1, cores() // number)
+    with _limited(threads), _followed(work, teller):
+        compute(replace(work, cells=work.cells[:1]), teller)
+        with side_by_side(number - 1, _help, work, threads):
+            compute(work, teller)
+    return len(work.cells)
+
+
+def _help(work: Work, threads: int) -> None:
+    with _limited(threads), contextlib.suppress(Interrupted, ClipxError):
+        compute(work)
+
+
+@contextlib.contextmanager
+def _limited(threads: int) -> Iterator[None]:
+    """Within the block torch computes on so many threads: a number that no process of a suite differs in."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _in_jobs(work: Work, teller: Teller, launcher: str, jobs: int, settings: Sequence[str]) -> int:
-    """Let jobs compute the cells, each all that no other has; tell from the index how it goes on."""
-    index, stop = CellIndex(work.root), threading.Event()
+    """Let jobs compute the cells, each all that no other has."""
+    index = CellIndex(work.root)
     before = sum(not work.left(cell, index) for cell in work.cells)
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=".jobs-", dir=work.root))
+    except OSError as problem:
+        raise write_problem(problem, work.root) from problem
+    try:
+        with _followed(work, teller):
+            launch.jobs(
+                "eval",
+                lambda number: compute(work),
+                launcher=launcher,
+                number=min(jobs, len(work.cells)),
+                settings=settings,
+                scratch=scratch,
+                config_dir=work.config_dir,
+            )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return len(work.cells) - before
+
+
+@contextlib.contextmanager
+def _followed(work: Work, teller: Teller) -> Iterator[None]:
+    """Within the block tell from the index how far all are; after it, what became of the cells.
+
+    Raises:
+        ClipxError: cells are left.
+    """
+    index, stop = CellIndex(work.root), threading.Event()
 
     def watch() -> None:
         while not stop.wait(_POLL_SECONDS):
             teller.end(sum(not work.left(cell, index) for cell in work.cells))
 
     watcher = threading.Thread(target=watch, daemon=True)
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=".jobs-", dir=work.root))
-    except OSError as problem:
-        raise write_problem(problem, work.root) from problem
     watcher.start()
     try:
-        launch.jobs(
-            "eval",
-            lambda number: compute(work),
-            launcher=launcher,
-            number=min(jobs, len(work.cells)),
-            settings=settings,
-            scratch=scratch,
-            config_dir=work.config_dir,
-        )
+        yield
     finally:
         stop.set()
         watcher.join()
-        shutil.rmtree(scratch, ignore_errors=True)
     left = [cell for cell in work.cells if work.left(cell, index)]
     teller.end(len(work.cells) - len(left))  # the watcher may not have looked since the last one
     if left:
@@ -298,7 +355,6 @@ def _in_jobs(work: Work, teller: Teller, launcher: str, jobs: int, settings: Seq
         entry = index.find(cell.key)
         if entry is not None and entry.status == "failed":
             teller.warn(f"{cell.label}: {entry.error}")
-    return len(work.cells) - before
 
 
 def _escaped(text: str) -> str:

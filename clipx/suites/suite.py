@@ -30,8 +30,8 @@ class Suite:
         metric: that tables and figures show; None for the one that the cards make claims about.
         baseline: method that the others are compared against; None for none.
         x: axis of the curves; None for none.
-        launcher: Hydra's, for jobs that share the cells; None for this process alone.
-        jobs: how many.
+        launcher: Hydra's, for jobs that share the cells; None for this machine.
+        jobs: how many, or how many processes; None for as many as pay.
         launcher_settings: overrides of the launcher's own.
         claims: to be put to the test, in place of the grid; None for a grid.
         budget: how many times the usual one the claims get.
@@ -47,7 +47,7 @@ class Suite:
     baseline: str | None
     x: str | None
     launcher: str | None
-    jobs: int
+    jobs: int | None
     launcher_settings: tuple[str, ...] = ()
     claims: tuple[Claim, ...] | None = None
     budget: float = 1.0
@@ -126,13 +126,13 @@ def open_suite(
         config_errors.check_types("eval", own, config_dir)
         composed, chosen = config.compose_prepared("eval", own, config_dir)
         plain = config.resolve(composed)
-    if plain.jobs < 1:
-        raise ClipxError(f"jobs={plain.jobs} leaves nobody to do the work", hint="jobs=4")
+    if plain.jobs is not None and (not isinstance(plain.jobs, int) or plain.jobs < 1):
+        raise ClipxError(f"jobs={plain.jobs}: expected a number, 1 or more", hint="jobs=4")
     shown: dict[str, Any] = {
         "name": str(chosen["suite"]),
         "title": str(plain.title or chosen["suite"]),
         "launcher": plain.launcher,
-        "jobs": int(plain.jobs),
+        "jobs": plain.jobs,
         "launcher_settings": tuple(of_launcher),
         "config_dir": config_dir,
     }

@@ -271,6 +271,31 @@ def test_a_signal_costs_the_running_cell_at_most(clipx, home, signum):
     assert len(all_runs(home / "outputs", "adapt")) == 8
 
 
+def test_processes_share_the_cells(home):
+    process = start(*MORE, "jobs=2", seconds=1.5)  # a process takes seconds to start
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert err.splitlines().count("8 cells") == 1
+    assert sorted(computed()) == sorted(set(computed()))
+    runs = completed(home)
+    assert len(runs) == 8
+    assert len({read_status(run.path)["pid"] for run in runs}) == 2
+    (report,) = (home / "outputs" / "eval" / "ad-hoc").iterdir()
+    assert read_status(report)["status"] == "completed"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_one_that_started_it(home, signum):
+    process = start(*MORE, "jobs=2", seconds=2)
+    wait_for(3, process)
+    process.send_signal(signum)
+    process.communicate(timeout=60)  # the pipes close when the last that holds them has ended
+    before = computed()
+    assert len(before) <= 4
+    time.sleep(2.5)
+    assert computed() == before
+
+
 def test_jobs_of_a_launcher_share_the_cells(home):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     process = start(*MORE, "launcher=joblib", "jobs=2", seconds=0.2)

@@ -130,8 +130,8 @@ WRONG_SUITES = [
     (["suite=adaptors"], "no choice 'adaptors' for suite", "did you mean 'adapters'"),
     (["command=adopt"], "no command 'adopt'", "did you mean 'adapt'"),
     (["suite=adapters", "x=shot"], "x=shot is no axis", "did you mean 'shots'"),
-    (["jobs=0"], "jobs=0", "jobs=4"),
-    (["jobs=many"], "jobs=many: expected a number", "default"),
+    (["jobs=0"], "jobs=0: expected a number, 1 or more", "jobs=4"),
+    (["jobs=many"], "jobs=many: expected a number", "jobs=4"),
     (["suite=adapters", "seed=[]"], "seed=", "VALUE"),
 ]
 
