@@ -13,12 +13,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _quiet = False
+_heard = True
 
 
-def configure(*, quiet: bool) -> None:
-    """Choose once per process whether ``info`` speaks and progress is shown."""
-    global _quiet
-    _quiet = quiet
+def configure(*, quiet: bool, heard: bool = True) -> None:
+    """Choose once per process whether ``info`` speaks and progress is shown.
+
+    Args:
+        quiet: only warnings, errors and the result's location are wanted.
+        heard: False in the processes of a launch that leave all but errors to the main process.
+    """
+    global _quiet, _heard
+    _quiet, _heard = quiet or not heard, heard
 
 
 def quiet() -> bool:
@@ -41,6 +47,8 @@ def info(message: str) -> None:
 
 def warn(message: str) -> None:
     """One line that the user should see, on stderr, also under ``--quiet``."""
+    if not _heard:
+        return
     print(_styled("warning:", "1;33", sys.stderr), message, file=sys.stderr, flush=True)
 
 

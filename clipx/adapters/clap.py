@@ -1,6 +1,5 @@
 """CLAP: a linear probe from the texts on, each class held near its own as firmly as zero-shot is right."""
 
-import math
 from collections.abc import Callable
 from typing import Self
 
@@ -15,7 +14,7 @@ from clipx.adapters.checks import (
     checked,
     shots_per_class,
 )
-from clipx.adapters.training import minimise, parameter
+from clipx.adapters.training import half_cosine, minimise, parameter
 from clipx.adapters.zero_shot import ZeroShot, zero_shot_logits, zero_shot_of
 
 WARM_UP_RATE = 1e-5
@@ -45,7 +44,7 @@ def warm_cosine(step: int, steps: int, lr: float, warm_up: int) -> float:
     if step < warm_up:
         low = WARM_UP_RATE / lr
         return low + (1 - low) * step / warm_up
-    return (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
+    return half_cosine(step - warm_up, steps - warm_up)
 
 
 def train_prototypes(
@@ -92,11 +91,8 @@ def train_prototypes(
         )
         return entropy + proximity(prototypes, text, strengths)
 
-    optimizer = torch.optim.AdamW([prototypes], lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warm_cosine(step, steps, lr, warm_up)
-    )
-    minimise(losses, optimizer, steps, cosine=False, after=lambda step: schedule.step())
+    optimizer = torch.optim.AdamW([prototypes], lr=lr, weight_decay=weight_decay, fused=True)
+    minimise(losses, optimizer, steps, rate=lambda step, steps: warm_cosine(step, steps, lr, warm_up))
     return prototypes.detach()
 
 

@@ -1,7 +1,7 @@
 """CLIP-Adapter: a small bottleneck on the features, blended with them, trained against the frozen texts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -17,13 +17,16 @@ from clipx.adapters.checks import (
 )
 from clipx.adapters.protocol import copy, learnt
 from clipx.adapters.search import first_best, hits
-from clipx.adapters.training import Task, checked_task, cross_entropies, minimise, parameter
+from clipx.adapters.training import Task, checked_task, cross_entropies, half_cosine, minimise, parameter
 from clipx.adapters.views import Turns, first_of_groups
 from clipx.errors import ClipxError
 
 SIDES = ("image", "text", "both")
 OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("cosine", "constant")
+RATES: dict[str, Callable[[int, int], float]] = {
+    "cosine": half_cosine,
+    "constant": lambda step, steps: 1.0,
+}
 
 
 def bottleneck(rows: Tensor, down: Tensor, up: Tensor) -> Tensor:
@@ -106,7 +109,7 @@ class CLIPAdapter:
         check_number("reduction", reduction, least=1)
         check_choice("optimizer", optimizer, OPTIMIZERS)
         check_number("lr", lr, open_below=True)
-        check_choice("schedule", schedule, SCHEDULES)
+        check_choice("schedule", schedule, tuple(RATES))
         check_number("eps", eps, open_below=True)
         check_number("weight_decay", weight_decay)
         check_number("epochs", epochs)
@@ -192,9 +195,9 @@ class CLIPAdapter:
             )
         else:
             optimizer = torch.optim.Adam(
-                layers.values(), lr=self.lr, eps=self.eps, weight_decay=self.weight_decay
+                layers.values(), lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True
             )
-        minimise(losses, optimizer, self.epochs * batches, cosine=self.schedule == "cosine")
+        minimise(losses, optimizer, self.epochs * batches, rate=RATES[self.schedule])
         states: list[dict[str, Any]] = [
             {
                 **{name: layer[place].detach().clone() for name, layer in layers.items()},

@@ -135,7 +135,7 @@ def train_projection(
         logits = scale * mapped @ text.transpose(1, 2)
         return cross_entropies(logits, labels) + strength * distance(weight, origin)
 
-    minimise(losses, torch.optim.Adam([weight], lr=lr, eps=eps), steps)
+    minimise(losses, torch.optim.Adam([weight], lr=lr, eps=eps, fused=True), steps)
     return weight.detach().unflatten(0, (len(supports), copies))
 
 

@@ -141,7 +141,9 @@ class ProLIPTip:
             bias,
             keys,
             lambda rows, moved: self.alpha * cache_logits(rows, moved, values, self.beta),
-            lambda both: torch.optim.AdamW(both, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay),
+            lambda both: torch.optim.AdamW(
+                both, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True
+            ),
             scale=scale,
             lam=penalty_of(self.lam, shots_of(support)),
             steps=self.steps,
@@ -230,7 +232,7 @@ class ProLIPTaskRes:
             bias,
             torch.zeros_like(support.text_classifier),
             lambda rows, moved: zero_shot_logits(rows, moved, scale * self.residual),
-            lambda both: torch.optim.Adam(both, lr=self.lr, eps=self.eps),
+            lambda both: torch.optim.Adam(both, lr=self.lr, eps=self.eps, fused=True),
             scale=scale,
             lam=penalty_of(self.lam, shots_of(support)),
             steps=self.steps,

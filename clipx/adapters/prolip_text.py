@@ -117,7 +117,7 @@ class ProLIPText:
             logits = zero_shot_logits(rows, class_rows(prompts, trained, bias), scale)
             return functional.cross_entropy(logits, truth) + self.lam_ * distance(trained, weight)
 
-        minimise(losses, torch.optim.Adam([trained], lr=self.lr, eps=self.eps), self.steps)
+        minimise(losses, torch.optim.Adam([trained], lr=self.lr, eps=self.eps, fused=True), self.steps)
         self.projection_, self.logit_scale_ = trained.detach(), scale
         if bias is not None:
             self.projection_bias_ = bias.clone()

@@ -309,7 +309,9 @@ class TipAdapterF:
                 if right > best[place]:
                     best[place], kept[place] = right, keys[place]
 
-        optimizer = torch.optim.AdamW([keys], lr=self.lr, weight_decay=self.weight_decay, eps=self.eps)
+        optimizer = torch.optim.AdamW(
+            [keys], lr=self.lr, weight_decay=self.weight_decay, eps=self.eps, fused=True
+        )
         select = self.select == "validation"
         minimise(losses, optimizer, self.epochs * batches, after=keep_best if select else None)
         return kept if select else keys.detach()

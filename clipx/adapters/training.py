@@ -4,6 +4,7 @@ Tasks of the same shape share every matrix product, and no number: each has its 
 and an optimizer that works entry by entry. What comes out is what each would have come to alone.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -81,12 +82,17 @@ def checked_task(task: Task) -> Support:
     )
 
 
+def half_cosine(step: int, steps: int) -> float:
+    """A share that falls from 1 at step 0 on half a cosine to 0 after the last of ``steps``."""
+    return (1 + math.cos(math.pi * step / max(1, steps))) / 2
+
+
 def minimise(
     losses: Callable[[int], Tensor],
     optimizer: torch.optim.Optimizer,
     steps: int,
     *,
-    cosine: bool = True,
+    rate: Callable[[int, int], float] = half_cosine,
     after: Callable[[int], None] | None = None,
 ) -> None:
     """Take optimizer steps down the losses of all tasks.
@@ -95,19 +101,18 @@ def minimise(
         losses: of every task ``[B]`` at a step; their sum is differentiated, so that no task feels another.
         optimizer: over the parameters.
         steps: how many, 0 or more.
-        cosine: bring the learning rate to 0 on a half cosine over them; else it stays.
+        rate: share of the learning rate at a step of so many.
         after: told each step's number once it is taken, without gradients.
     """
-    if not steps:
-        return
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
+    full = [group["lr"] for group in optimizer.param_groups]
     for step in range(steps):
+        share = rate(step, steps)
+        for group, lr in zip(optimizer.param_groups, full, strict=True):
+            group["lr"] = lr * share
         optimizer.zero_grad()
         with torch.enable_grad():
             losses(step).sum().backward()
         optimizer.step()
-        if schedule is not None:
-            schedule.step()
         if after is not None:
             with torch.no_grad():
                 after(step)

@@ -14,6 +14,7 @@ from clipx.data.fields import UNLABELLED
 from clipx.data.order import TrainingOrder, sample_generator
 from clipx.data.transforms import TrainTransform, to_tensor
 from clipx.errors import BadSample, ClipxError, kind_of
+from clipx.processes import own_cores
 from clipx.machine import cores
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)

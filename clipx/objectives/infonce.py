@@ -1,10 +1,13 @@
 """InfoNCE: each image picks its own caption among all captions of the batch, each caption its image."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from clipx.errors import ClipxError
+from clipx.objectives.chunked import at_least_float32, check_chunk_size, log_sums, row_log_sums
 from clipx.training.distributed import check_equal_rows, gather_rows, world
 from clipx.training.encoded import Encoded
 
@@ -49,12 +52,7 @@ def info_nce(
     """
     all_image = image if all_image is None else all_image
     all_text = text if all_text is None else all_text
-    if image.shape[-1] != text.shape[-1]:
-        raise ClipxError(
-            f"image embeddings have {image.shape[-1]} dimensions, text embeddings {text.shape[-1]}"
-        )
-    if len(all_text) < 2:
-        raise ClipxError("a contrastive batch needs at least 2 pairs", hint="raise training.batch_size")
+    _check_candidates(image, all_text)
     wanted = torch.arange(offset, offset + len(image), device=image.device) if targets is None else targets
     image_to_text = logit_scale * image @ all_text.T
     text_to_image = logit_scale * text @ all_image.T
@@ -69,6 +67,65 @@ def info_nce(
     ) / 2
 
 
+def chunked_info_nce(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    chunk_size: int,
+    logit_bias: Tensor | float | None = None,
+    label_smoothing: float = 0.0,
+    all_image: Tensor | None = None,
+    all_text: Tensor | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """``info_nce`` of large batches, which scores a few rows at a time and holds no matrix of logits.
+
+    Args:
+        chunk_size: rows scored at a time, 1 or more, see ``clipx.objectives.chunked.log_sums``.
+        image, text, logit_scale, logit_bias, label_smoothing, all_image, all_text, offset: as ``info_nce``
+            takes them.
+
+    Returns:
+        a scalar, 0 or more, in float32 or better.
+
+    Raises:
+        ClipxError: what ``info_nce`` raises.
+    """
+    all_image = image if all_image is None else all_image
+    all_text = text if all_text is None else all_text
+    _check_candidates(image, all_text)
+    whole = all_image is image and all_text is text
+    image, text, all_image, all_text = map(at_least_float32, (image, text, all_image, all_text))
+    if whole:  # the logits of one direction are those of the other, transposed
+        of_images, of_texts = log_sums(logit_scale * image, text, chunk_size)
+    else:
+        of_images = row_log_sums(logit_scale * image, all_text, chunk_size)
+        of_texts = row_log_sums(logit_scale * text, all_image, chunk_size)
+    own = slice(offset, offset + len(image))
+    losses = (
+        of_images - logit_scale * _wanted(image, all_text, own, label_smoothing),
+        of_texts - logit_scale * _wanted(text, all_image, own, label_smoothing),
+    )
+    loss = torch.stack(losses).mean()
+    return loss if logit_bias is None else loss + 0.0 * logit_bias
+
+
+def _wanted(rows: Tensor, candidates: Tensor, own: slice, label_smoothing: float) -> Tensor:
+    """The mean cosine ``[B]`` of rows with their targets: their own candidates, smoothed over all."""
+    matches = (rows * candidates[own]).sum(-1)
+    return (1 - label_smoothing) * matches + label_smoothing * rows @ candidates.mean(0)
+
+
+def _check_candidates(image: Tensor, all_text: Tensor) -> None:
+    if image.shape[-1] != all_text.shape[-1]:
+        raise ClipxError(
+            f"image embeddings have {image.shape[-1]} dimensions, text embeddings {all_text.shape[-1]}"
+        )
+    if len(all_text) < 2:
+        raise ClipxError("a contrastive batch needs at least 2 pairs", hint="raise training.batch_size")
+
+
 class InfoNCE(nn.Module):
     """The objective of CLIP over the batches of all processes.
 
@@ -81,6 +138,10 @@ class InfoNCE(nn.Module):
         label_smoothing: in [0, 1).
         local_loss: score only this process's rows.
         gather_with_grad: let gradient flow through the gathered rows.
+        chunk_size: rows scored at a time, 0 for all, see ``chunked_info_nce``.
+
+    Raises:
+        ClipxError: the third pairing, or ``chunk_size`` below 0.
 
     Source: Radford et al. 2021; the modes are open_clip's.
     """
@@ -88,7 +149,11 @@ class InfoNCE(nn.Module):
     needs = ("image", "text")
 
     def __init__(
-        self, label_smoothing: float = 0.0, local_loss: bool = True, gather_with_grad: bool = True
+        self,
+        label_smoothing: float = 0.0,
+        local_loss: bool = True,
+        gather_with_grad: bool = True,
+        chunk_size: int = 0,
     ) -> None:
         super().__init__()
         if local_loss and not gather_with_grad:
@@ -96,9 +161,11 @@ class InfoNCE(nn.Module):
                 "local_loss=true with gather_with_grad=false gives wrong gradients",
                 hint="set gather_with_grad=true",
             )
+        check_chunk_size(chunk_size)
         self.label_smoothing = label_smoothing
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
+        self.chunk_size = chunk_size
 
     def forward(self, encoded: Encoded) -> dict[str, Tensor]:
         """``{"infonce": loss}`` of an encoded batch.
@@ -113,7 +180,8 @@ class InfoNCE(nn.Module):
         offset = world()[0] * len(image)
         if not self.local_loss:
             image, text, offset = all_image, all_text, 0
-        loss = info_nce(
+        score = partial(chunked_info_nce, chunk_size=self.chunk_size) if self.chunk_size else info_nce
+        loss = score(
             image,
             text,
             encoded.logit_scale,

@@ -5,9 +5,9 @@ import warnings
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from clipx.errors import ClipxError, did_you_mean
+from clipx.objectives.chunked import at_least_float32, check_chunk_size, softplus_sum
 from clipx.training.distributed import EXCHANGES, foreign_rows
 from clipx.training.encoded import Encoded
 
@@ -30,8 +30,8 @@ def sigmoid_loss(
         logit_bias: added to the logits; -10 at the start makes "no match" the prior. None counts as 0 and
             warns.
         negative_only: no text belongs to any image (a block of texts from another process).
-        chunk_size: images scored at a time, each chunk computed again in the backward pass, so that the peak
-            memory is ``chunk_size * M`` logits; 0 scores all at once.
+        chunk_size: images scored at a time, so that the peak memory is a few times ``chunk_size * M`` logits;
+            0 scores all at once.
 
     Returns:
         a scalar, 0 or more, in float32 or better.
@@ -44,7 +44,7 @@ def sigmoid_loss(
         matches, since
     ``-log sigmoid(z) = softplus(z) - z``: no matrix of labels.
     """
-    _check_chunk_size(chunk_size)
+    check_chunk_size(chunk_size)
     if image.shape[-1] != text.shape[-1]:
         raise ClipxError(
             f"image embeddings have {image.shape[-1]} dimensions, text embeddings {text.shape[-1]}"
@@ -57,43 +57,15 @@ def sigmoid_loss(
             stacklevel=2,
         )
         logit_bias = 0.0
-    image, text = _at_least_float32(image), _at_least_float32(text)
+    image, text = at_least_float32(image), at_least_float32(text)
+    scaled, bias = logit_scale * image, torch.as_tensor(logit_bias, dtype=image.dtype, device=image.device)
     if chunk_size == 0:
-        losses = _as_negatives(image, text, logit_scale, logit_bias)
+        loss = functional.softplus(scaled @ text.T + bias).sum()
     else:
-        parts = [
-            checkpoint(
-                _as_negatives,
-                part,
-                text,
-                logit_scale,
-                logit_bias,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            for part in image.split(chunk_size)
-        ]
-        losses = torch.cat(parts)
+        loss = softplus_sum(scaled, text, bias, chunk_size)
     if not negative_only:
-        losses = losses - (logit_scale * (image * text).sum(-1) + logit_bias)
-    return losses.sum() / len(image)
-
-
-def _as_negatives(
-    image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
-) -> Tensor:
-    """The loss ``[B]`` of each image if no text were its own."""
-    return functional.softplus(logit_scale * image @ text.T + logit_bias).sum(-1)
-
-
-def _at_least_float32(rows: Tensor) -> Tensor:
-    # The logits of half-precision rows at scale 100 would be off by a quarter.
-    return rows if rows.dtype == torch.float64 else rows.float()
-
-
-def _check_chunk_size(chunk_size: int) -> None:
-    if chunk_size < 0:
-        raise ClipxError(f"chunk_size is {chunk_size}, must be 0 (no chunks) or more")
+        loss = loss - ((scaled * text).sum(-1) + bias).sum()
+    return loss / len(image)
 
 
 class SigLIP(nn.Module):
@@ -120,7 +92,7 @@ class SigLIP(nn.Module):
         super().__init__()
         if dist_impl not in EXCHANGES:
             raise ClipxError(f"unknown dist_impl {dist_impl!r}", hint=did_you_mean(dist_impl, EXCHANGES))
-        _check_chunk_size(chunk_size)
+        check_chunk_size(chunk_size)
         self.dist_impl = dist_impl
         self.chunk_size = chunk_size
 
