@@ -75,6 +75,8 @@ def test_own_rows_among_more_candidates():
 
 
 def test_mistakes_are_named():
+    with pytest.raises(ClipxError, match="chunk_size is -1"):
+        InfoNCE(chunk_size=-1)
     with pytest.raises(ClipxError, match="3 dimensions, text embeddings 2"):
         info_nce(IMAGE, TEXT[:, :2], 10.0)
     with pytest.raises(ClipxError, match="at least 2 pairs"):
@@ -83,16 +85,15 @@ def test_mistakes_are_named():
         InfoNCE(local_loss=True, gather_with_grad=False)
 
 
-@pytest.mark.parametrize("case", ["infonce FT", "infonce TT", "infonce FF"])
+@pytest.mark.parametrize("case", [name for name in worlds.CASES if name.startswith("infonce")])
 def test_processes_together_do_what_one_does_alone(processes, case):
     size = len(processes)
-    towers = worlds.Towers(InfoNCE())
+    towers = worlds.Towers(InfoNCE(label_smoothing=worlds.CASES[case]().label_smoothing))
     loss = towers(*worlds.pairs(size))
     loss.backward()
     alone = {"loss": loss.detach(), **worlds.gradients(towers)}
-    if (
-        case == "infonce FF"
-    ):  # the other processes' share of the towers' gradient is missing, the scale's is whole
+    # Without gradient the other processes' share of the towers' is missing, the scale's is whole.
+    if case.startswith("infonce FF"):
         alone["image"], alone["text"] = alone["image"] / size, alone["text"] / size
     for found in processes:
         for name, value in alone.items():

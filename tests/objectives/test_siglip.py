@@ -4,7 +4,6 @@ import pytest
 import torch
 import worlds
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipx.errors import ClipxError
 from clipx.objectives.siglip import SigLIP, sigmoid_loss
@@ -57,36 +56,6 @@ def test_texts_of_another_process_may_be_more_or_fewer():
     whole = sigmoid_loss(image, text, 5.0, -1.0, negative_only=True)
     halves = sum(sigmoid_loss(image, part, 5.0, -1.0, negative_only=True) for part in text.split(4))
     torch.testing.assert_close(whole, halves)
-
-
-class Largest(TorchDispatchMode):
-    """Notes the most numbers that any one operation, forward or backward, gives."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.numbers = max(self.numbers, result.numel())
-        return result
-
-
-def test_chunks_bound_the_memory():
-    image, text = drawn(64, 4, torch.float32)
-    image.requires_grad_()
-
-    def needed(chunk_size):
-        """The largest result, and the largest tensor that the graph keeps for the backward pass."""
-        kept = []
-        with (
-            Largest() as largest,
-            torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x),
-        ):
-            sigmoid_loss(image, text, 10.0, -10.0, chunk_size=chunk_size).backward()
-        return largest.numbers, max(kept)
-
-    assert needed(0) == (64 * 64, 64 * 64)
-    assert needed(8) == (8 * 64, 64 * 4)
 
 
 def test_half_precision_rows_are_scored_in_float32():
