@@ -61,6 +61,9 @@ features_app = typer.Typer(
     "  clipx features\n  clipx features verify\n  clipx features prune --older 30",
 )
 
+TOGETHER = ("pretrain", "finetune", "adapt")
+"""Commands whose work several processes share."""
+
 OutputRoot = Annotated[
     str | None,
     typer.Option("--output-root", metavar="DIR", help="Where runs live (CLIPX_OUTPUTS, ./outputs)."),
@@ -88,7 +91,22 @@ def recipe(name: str, summary: str, *examples: str) -> None:
         ] = False,
         resume: Annotated[
             str | None,
-            typer.Option("--resume", metavar="RUN", help="Go on with a run that stopped: v0003, latest."),
+            typer.Option(
+                "--resume",
+                metavar="RUN",
+                help="Go on with a run that stopped: v0003, latest; auto: the newest of this configuration, "
+                "else a new one.",
+            ),
+        ] = None,
+        processes: Annotated[
+            int | None,
+            typer.Option(
+                "--processes",
+                min=1,
+                metavar="N",
+                help="Work in N processes of this machine, one a GPU.",
+                hidden=name not in TOGETHER,
+            ),
         ] = None,
         show_config: Annotated[
             bool, typer.Option("--show-config", help="Print the configuration and exit.")
@@ -109,6 +127,7 @@ def recipe(name: str, summary: str, *examples: str) -> None:
             method=method,
             multirun=multirun,
             resume=resume,
+            processes=processes,
             show_config=show_config,
             config_dir=config_dir,
             output_root=output_root,
@@ -418,7 +437,8 @@ def run(command: Callable[[], Any]) -> int:
     except ClipxError as error:
         if debug:
             traceback.print_exc()
-        console.error(error.message, error.hint)
+        if _is_heard():
+            console.error(error.message, error.hint)
         return 2
     except BrokenPipeError:
         return _reader_gone()
@@ -440,6 +460,13 @@ def run(command: Callable[[], Any]) -> int:
             traceback.print_exc()
         console.error(f"{type(error).__name__}: {error}", "run again with --debug for the traceback")
         return 1
+
+
+def _is_heard() -> bool:
+    """Whether this process says what each process of its launch could say."""
+    from clipx.run import is_main_process
+
+    return is_main_process()
 
 
 def _reader_gone() -> int:

@@ -60,9 +60,19 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+class Busy(ClipxError):
+    """Another process is working on the run."""
+
+
 def output_root(given: str | os.PathLike[str] | None = None) -> Path:
     """Where runs live: what was given, else CLIPX_OUTPUTS, else ./outputs."""
     return Path(given or os.environ.get("CLIPX_OUTPUTS") or "outputs").expanduser().absolute()
+
+
+def launched() -> int:
+    """How many processes this one was started with, by torchrun's variables; 1 for one that is alone."""
+    given = os.environ.get("WORLD_SIZE", "")
+    return int(given) if given.isdigit() and int(given) else 1
 
 
 def is_main_process() -> bool:
@@ -310,7 +320,7 @@ class Run:
             return
         if lock is None:
             pid = _load_json(self._file("status.json")).get("pid", "?")
-            raise ClipxError(
+            raise Busy(
                 f"process {pid} is working on {self.directory}",
                 hint="wait for it, or stop it, and then resume",
             )
@@ -467,6 +477,12 @@ def read_status(path: Path) -> dict[str, Any]:
         return {"status": "interrupted", **status}
 
 
+def overrides_of(path: Path) -> list[str]:
+    """What the user changed when the run at ``path`` began, as Hydra takes it."""
+    found = _load_json(path / "environment.json").get("overrides")
+    return [str(each) for each in found] if isinstance(found, list) else []
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a run's metrics.jsonl, oldest first; a line cut off by a crash is left out."""
     try:
@@ -493,6 +509,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "cpu_count": os.cpu_count(),
+        "processes": launched(),
         "directory": os.getcwd(),
         "executable": sys.executable,
         "packages": packages,

@@ -15,9 +15,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipx import config, config_errors, console, launch
+from clipx import config, config_errors, console, launch, ranks
+from clipx.cli import TOGETHER
+from clipx.commands import resume
 from clipx.errors import ClipxError
-from clipx.run import Interrupted, Run, find_run, output_root, shown, write_problem
+from clipx.run import (
+    Interrupted,
+    Run,
+    is_main_process,
+    launched,
+    output_root,
+    shown,
+    summary,
+    write_problem,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,11 +47,16 @@ class Options:
     config_dir: str | None = None
     show_config: bool = False
     resume: str | None = None
+    processes: int | None = None
     debug: bool = False
     quiet: bool = False
     json: bool = False
     output_root: str | None = None
     argv: list[str] = field(default_factory=list)
+
+
+class LostPeer(RuntimeError):
+    """What several processes were doing together ended, because one of them did."""
 
 
 @dataclass
@@ -63,11 +79,16 @@ def execute(options: Options) -> int:
     Raises:
         ClipxError: the request cannot be carried out; nothing has been started.
     """
-    console.configure(quiet=options.quiet)
+    ranks.settle()
+    console.configure(quiet=options.quiet, heard=is_main_process())
     config.import_from(options.config_dir)
-    if options.resume:
-        return _resume(options)
     root = output_root(options.output_root)
+    processes = _processes(options)
+    if processes > 1 and not options.show_config:
+        _check(options, root)
+        return ranks.start(options.argv[1:], processes, debug=options.debug)
+    if options.resume and options.resume != resume.AUTO:
+        return _resume(options)
     prepared = config.prepare(
         options.command, options.overrides, method=options.method, config_dir=options.config_dir, root=root
     )
@@ -87,6 +108,40 @@ def execute(options: Options) -> int:
     return _report(options, outcomes)
 
 
+def _processes(options: Options) -> int:
+    """How many processes this one is to start; 1 where it is to do the work itself."""
+    asked = options.processes
+    if asked is not None and options.command not in TOGETHER:
+        raise ClipxError(
+            f"clipx {options.command} works in one process",
+            hint=f"--processes is for {', '.join(TOGETHER)}",
+        )
+    if launched() > 1:
+        if asked not in (None, launched()):
+            raise ClipxError(
+                f"--processes {asked}, but this is one of {launched()} processes already",
+                hint="leave --processes out: the launcher has started them",
+            )
+        return 1
+    count = asked or (ranks.asked_of_accelerate() if options.command in TOGETHER else 1)
+    if count > 1 and options.multirun:
+        raise ClipxError(
+            "several processes work on one run, --multirun starts many",
+            hint="one command for each run, or leave --processes out",
+        )
+    return count
+
+
+def _check(options: Options, root: Path) -> None:
+    """Refuse in one process what would be refused in each of several."""
+    if options.resume and options.resume != resume.AUTO:
+        return
+    composed = config.compose(
+        options.command, options.overrides, method=options.method, config_dir=options.config_dir, root=root
+    )
+    config.resolve(composed)
+
+
 def perform(options: Options, settings: DictConfig, run: Run) -> Outcome:
     """Call the recipe inside its run; however it ends becomes an outcome, a status and, if so, an error."""
 
@@ -95,6 +150,7 @@ def perform(options: Options, settings: DictConfig, run: Run) -> Outcome:
         return recipe.main(settings, run)
 
     own = f" --config-dir {options.config_dir}" if options.config_dir else ""
+    own += f" --processes {options.processes}" if options.processes else ""
     return carry_out(
         options,
         run,
@@ -125,25 +181,30 @@ def carry_out(
     outcome.run = str(run.directory) if run.directory else None
     stdout = sys.stderr if options.json or options.quiet else sys.stdout
     try:
-        with run, _termination(), contextlib.redirect_stdout(stdout), _disk_problems(run):
+        with run, _lost_peers(), _termination(), contextlib.redirect_stdout(stdout), _disk_problems(run):
             outcome.metrics = console.finite(work() or {})
             run.results({"metrics": outcome.metrics})
     except ClipxError as error:
         outcome.code, outcome.error = 2, error.message
         if options.debug:
             traceback.print_exc()
-        console.error(error.message, error.hint)
+        _tell(error.message, error.hint)
+    except LostPeer as error:
+        outcome.code, outcome.error = 1, str(error)
+        if is_main_process():
+            console.error(outcome.error, go_on)
     except (KeyboardInterrupt, Interrupted) as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
         outcome.code, outcome.error = 128 + signum, f"stopped by {signal.Signals(signum).name}"
-        console.error(outcome.error, go_on)
+        if is_main_process():
+            console.error(outcome.error, go_on)
     except Exception as error:
         outcome.code, outcome.error = 1, f"{type(error).__name__}: {error}"
         if options.debug:
             traceback.print_exc()
         saved = run.directory / "error.txt" if run.directory else None
         where = f"; it is saved in {saved}" if saved is not None and saved.exists() else ""
-        console.error(outcome.error, f"run again with --debug for the traceback{where}")
+        _tell(outcome.error, f"run again with --debug for the traceback{where}")
     if run.directory is not None:
         outcome.seconds = _seconds(run.directory)
     outcome.next = run.next
@@ -177,7 +238,7 @@ def _hydra_main(
 
 def _job(options: Options, composed: DictConfig, overrides: list[str]) -> Outcome:
     """One run from its composed configuration; in a sweep it may be in a process of its own."""
-    console.configure(quiet=options.quiet)
+    console.configure(quiet=options.quiet, heard=is_main_process())
     config.import_from(options.config_dir)
     shown = [override for override in overrides if not override.startswith("method/")]
     try:
@@ -188,69 +249,54 @@ def _job(options: Options, composed: DictConfig, overrides: list[str]) -> Outcom
                     _show(composed, options.json)
                 return Outcome(code=0)
             settings = config.resolve(composed)
-        run = Run.create(
-            output_root(options.output_root),
-            options.command,
-            settings.method,
-            settings,
-            argv=options.argv,
-            overrides=overrides,
-        )
+        begun = _begun(options, settings, overrides)
     except ClipxError as error:
         if options.debug:
             traceback.print_exc()
-        console.error(error.message, error.hint)
+        _tell(error.message, error.hint)
         return Outcome(code=2, method=str(composed.method), overrides=shown, error=error.message)
-    outcome = perform(options, settings, run)
-    outcome.overrides = shown
+    outcome = perform(options, begun.settings, begun.run) if begun.run else _finished(begun.directory)
+    outcome.method, outcome.overrides = str(settings.method), shown
     return outcome
 
 
-def _resume(options: Options) -> int:
-    from omegaconf import DictConfig, OmegaConf
+def _begun(options: Options, settings: DictConfig, overrides: list[str]) -> resume.TakenUp:
+    """A new run, or with ``--resume auto`` the one that there is of this configuration."""
+    root = output_root(options.output_root)
+    found = None
+    if options.resume == resume.AUTO:
+        found = resume.newest_of_launch(root, settings, options.argv)
+    if found is not None:
+        return found
+    argv = options.argv
+    new = Run.create(root, options.command, settings.method, settings, argv=argv, overrides=overrides)
+    return resume.TakenUp(new, new.directory, settings)
 
+
+def _finished(directory: Path | None) -> Outcome:
+    """What a run gave that is finished: a job that starts again and again ends with it."""
+    assert directory is not None
+    console.info(f"{shown(directory)} is finished: there is nothing left to do")
+    found = summary(directory)
+    return Outcome(code=0, run=str(directory), seconds=found.seconds, metrics=found.metrics)
+
+
+def _resume(options: Options) -> int:
     if options.multirun:
         raise ClipxError("--resume takes up one run, --multirun starts many", hint="leave one of them out")
-    root = output_root(options.output_root)
     assert options.resume is not None
-    directory = find_run(root, options.resume, command=options.command, method=options.method)
-    _refuse_changes(options, directory, root)
-    settings = OmegaConf.load(directory / "config.yaml")
-    assert isinstance(settings, DictConfig)
-    if settings.get("command") != options.command:
-        raise ClipxError(
-            f"{directory} is a run of {settings.get('command')}, not of {options.command}",
-            hint=f"clipx {settings.get('command')} --resume {options.resume}",
-        )
+    directory, settings = resume.named(
+        output_root(options.output_root),
+        options.resume,
+        options.command,
+        options.overrides,
+        method=options.method,
+        config_dir=options.config_dir,
+    )
     if options.show_config:
         _show(settings, options.json)
         return 0
-    OmegaConf.set_struct(settings, True)
     return _report(options, [perform(options, settings, Run.open(directory, argv=options.argv))])
-
-
-def _refuse_changes(options: Options, directory: Path, root: Path) -> None:
-    """A resumed run keeps its configuration: whatever was given again must be what it had."""
-    if not options.overrides and options.method is None:
-        return
-    try:
-        known = json.loads((directory / "environment.json").read_text(encoding="utf-8"))["overrides"]
-    except (OSError, ValueError, KeyError):
-        known = []
-    given = config.prepare(
-        options.command, options.overrides, method=options.method, config_dir=options.config_dir, root=root
-    )
-    merged = {override.partition("=")[0].lstrip("+"): override for override in [*known, *given]}
-    with config_errors.translated(options.command, given, options.config_dir):
-        before, _ = config.compose_prepared(options.command, known, options.config_dir)
-        after, _ = config.compose_prepared(options.command, list(merged.values()), options.config_dir)
-    changed = config.differences(before, after)
-    if changed:
-        listed = ", ".join(f"{key} ({old} -> {new})" for key, (old, new) in list(changed.items())[:8])
-        raise ClipxError(
-            f"a resumed run keeps its configuration; these differ: {listed}",
-            hint="leave them out, or start a new run without --resume",
-        )
 
 
 def _show(composed: DictConfig, as_json: bool) -> None:
@@ -268,7 +314,7 @@ def _report(options: Options, outcomes: list[Outcome]) -> int:
     """Print what came of it; the exit code is the first that is not 0."""
     code = next((outcome.code for outcome in outcomes if outcome.code), 0)
     done = [outcome for outcome in outcomes if outcome.code == 0]
-    if not _speaks():
+    if not is_main_process():
         return code
     if options.json:
         if options.multirun:
@@ -304,6 +350,13 @@ def _sweep_table(outcomes: list[Outcome]) -> None:
     console.table(["method", "overrides", "status", *names, "run"], rows, right=names)
 
 
+def _tell(message: str, hint: str | None) -> None:
+    """Print an error, of which the processes of a launch print every one once."""
+    group = sys.modules.get("clipx.training.group")  # who has not loaded it has joined no other process
+    if group.first_to_say(message) if group is not None else is_main_process():
+        console.error(message, hint)
+
+
 def key_metric(metrics: dict[str, Any], settings: Any = None) -> str | None:
     """The metric that stands for a run: the one its card makes a claim about, else the first number."""
     claim = settings.get("card", {}).get("claim", {}) if settings else {}
@@ -329,10 +382,15 @@ def _seconds(directory: Path) -> float | None:
     return None
 
 
-def _speaks() -> bool:
-    from clipx.run import is_main_process
-
-    return is_main_process()
+@contextlib.contextmanager
+def _lost_peers() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        group = sys.modules.get("clipx.training.group")
+        if group is None or not group.is_lost_peer(error):
+            raise
+        raise LostPeer("another process of this launch has ended, and this one with it") from error
 
 
 @contextlib.contextmanager

@@ -14,8 +14,7 @@ from clipx.data.fields import UNLABELLED
 from clipx.data.order import TrainingOrder, sample_generator
 from clipx.data.transforms import TrainTransform, to_tensor
 from clipx.errors import BadSample, ClipxError, kind_of
-from clipx.processes import own_cores
-from clipx.machine import cores
+from clipx.machine import own_cores
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _TRIES = 1000
@@ -30,10 +29,8 @@ def is_stream(source: Any) -> bool:
 
 
 def worker_count(requested: int | None) -> int:
-    """Loader processes: as asked, else one a core but one (which training needs), at most eight."""
-    if requested is not None:
-        return requested
-    return max(1, min(8, cores() - 1))
+    """Loader processes: as asked, else one a core of this process's but one (for training), at most eight."""
+    return requested if requested is not None else max(1, min(8, own_cores() - 1))
 
 
 _OF_ALL = {signal.SIGINT, signal.SIGTERM}

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 import statistics
 import time
 import warnings
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -53,10 +51,11 @@ from clipx.recipes.frozen import (
 from clipx.recipes.parts import open_source
 from clipx.recipes.sharing import kept
 from clipx.reports.tables import METRIC_COLUMNS, csv_text, markdown, metric_rows
-from clipx.run import Run, find_run
+from clipx.run import Run, find_run, launched
 from clipx.tasks.classification import Outcomes, accuracy, join, per_class
 from clipx.tasks.groups import group_accuracy, per_group
 from clipx.tasks.intervals import Estimate, flatten, mean_over_seeds, paired_difference
+from clipx.training.group import join_launch
 
 TASKS = ("few-shot", "base-to-new")
 _NAMED = 8
@@ -66,11 +65,11 @@ _NAMED = 8
 def main(config: DictConfig, run: Run) -> dict[str, float]:
     """Fit and measure for every seed; returns means with 95% intervals, beside zero-shot."""
     seeds = _checked(config)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = launched() > 1
     if not run.writes and not several:
         return {}
     if several:
-        PartialState()  # joins the processes of a launch
+        join_launch()
     bench = _Bench(load_pretrained(config.model, config.device), config, run)
     if several:
         bench.encode_together(seeds)
@@ -191,7 +190,7 @@ class _Bench:
         self.together = False
         if self.run.writes:
             seconds = console.duration(time.monotonic() - began)
-            console.info(f"encoded by {PartialState().num_processes} processes in {seconds}")
+            console.info(f"encoded by {launched()} processes in {seconds}")
 
     def warn(self, message: str) -> None:
         """Say something once a run."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -45,6 +44,7 @@ from clipx.reports.tables import METRIC_COLUMNS, markdown, metric_rows
 from clipx.run import Run
 from clipx.tasks.classification import per_class
 from clipx.tasks.intervals import Estimate, flatten
+from clipx.training.group import join_launch
 from clipx.training.loop import Trainer
 from clipx.training.module import TrainingModule
 
@@ -58,7 +58,7 @@ _HEADLINES = ("top1", "mean_per_class", "recall@1", "difference")
 def main(config: DictConfig, run: Run) -> dict[str, Any]:
     """Measure, train, measure again, save the model; returns the final metrics beside those of before."""
     _check(config)
-    device = PartialState().device  # joins a launch's processes: their number decides an epoch's steps
+    device = join_launch().device  # the number of processes decides how many steps an epoch has
     torch.manual_seed(config.seed)
     source = open_source(config.data, "train")
     if config.pairs == "labels":

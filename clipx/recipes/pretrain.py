@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from omegaconf import DictConfig
 
 from clipx import console
@@ -13,13 +12,14 @@ from clipx.models.loading import load
 from clipx.recipes.fitting import batches, evaluation_of, loop_settings, tracked, tracking
 from clipx.recipes.parts import batch_fields, build_objectives, build_optimizer, open_source, save_model
 from clipx.run import Run
+from clipx.training.group import join_launch
 from clipx.training.loop import Trainer
 from clipx.training.module import TrainingModule
 
 
 def main(config: DictConfig, run: Run) -> dict[str, Any]:
     """Train, evaluate on the test split, save the model; returns the final metrics."""
-    PartialState()  # joins the processes of a launch: their number decides how many steps an epoch has
+    join_launch()  # the number of processes decides how many steps an epoch has
     torch.manual_seed(config.seed)
     source = open_source(config.data, "train")
     settings = loop_settings(config.training, source)

@@ -36,9 +36,7 @@ def gather_rows(rows: Tensor, with_grad: bool = True) -> Tensor:
     if size == 1:
         return rows
     if with_grad:
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(all_gather(rows.contiguous()))
+        return _Gather.apply(rows)
     parts = [torch.empty_like(rows) for _ in range(size)]
     dist.all_gather(parts, rows.detach().contiguous())
     parts[rank] = rows
@@ -75,11 +73,9 @@ def foreign_rows(rows: Tensor, how: str = "bidir") -> Iterator[Tensor]:
         blocks = gather_rows(rows).unflatten(0, (size, len(rows)))
         yield from (blocks[other] for other in range(size) if other != rank)
     elif how == "reduce":
-        from torch.distributed.nn.functional import all_reduce
-
         # One sum over all blocks: a sum for each would leave the owner of a block out of the backward pass of
         # its own, where the others wait for it.
-        blocks = all_reduce(torch.stack([rows * float(other == rank) for other in range(size)]))
+        blocks = _Sum.apply(torch.stack([rows * float(other == rank) for other in range(size)]))
         yield from (blocks[other] for other in range(size) if other != rank)
     elif how == "shift":
         for _ in range(size - 1):
@@ -105,6 +101,37 @@ def exchange(tensors: tuple[Tensor, ...], hops: tuple[int, ...]) -> tuple[Tensor
         hops: as many as tensors; negative is to the left; the ring closes.
     """
     return tensors if _group()[1] == 1 else _Exchange.apply(hops, *tensors)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world()[1])]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        rank, size = world()
+        gradient = gradient.contiguous().clone()
+        if dist.get_backend() != "nccl":
+            dist.all_reduce(gradient)
+            return gradient.chunk(size)[rank]
+        own = torch.empty_like(gradient.chunk(size)[rank])
+        dist.reduce_scatter_tensor(own, gradient)
+        return own
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
 
 
 class _Exchange(torch.autograd.Function):

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from clipx.errors import ClipxError
+from clipx.training.group import join_launch
 from clipx.training.optimizer import check_schedule
 
 _WHOLE = (
@@ -94,7 +95,8 @@ class LoopSettings:
         check_schedule(self.schedule, self.warmup, self.cooldown, self.steps)
 
     def accelerator(self, **arguments: Any) -> Accelerator:
-        """The Accelerator of these settings, whatever an earlier one in this process was told."""
+        """The Accelerator of these settings, whatever an earlier one in this process was told; collective."""
+        join_launch()
         # Accelerate keeps one state per process and refuses a second precision; a sweep is one process.
         AcceleratorState._reset_state()
         GradientState._reset_state()

@@ -389,3 +389,8 @@ def test_the_number_of_workers(monkeypatch):
     for cores, expected in ((1, 1), (2, 1), (4, 3), (64, 8)):
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)), raising=False)
         assert worker_count(None) == expected
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert worker_count(None) == 3  # 64 cores, of which four are this process's
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
+    assert worker_count(None) == 5

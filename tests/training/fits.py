@@ -167,7 +167,11 @@ def distributed_fit(rank, world, folder):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": Path(folder, "port").read_text()}
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def distributed_fit(rank, world, folder):
+    """The work of one of several gloo processes: fit, checkpoint, and tell what came of it."""
+    _join(rank, world, folder)
     run = new_run(Path(folder, "outputs"))
     made = trainer(run, steps=4, checkpoint_every=2, evaluate=lambda clip: {"top1": rank / 2})
     source = Stream(bad=[4 * rank + 1])
