@@ -86,6 +86,9 @@ FIELDS = {
     )
 }
 
+IMAGE_FIELDS = ("image", "negative_image")
+"""Fields that hold images."""
+
 TOKEN_FIELDS = ("text", "negative_text")
 """Fields that hold token ids."""
 

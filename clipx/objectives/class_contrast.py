@@ -79,6 +79,7 @@ class ClassContrast(nn.Module):
     """
 
     needs = ("image", "text", "label")
+    pooled = True
 
     def __init__(self, targets: str = "identity") -> None:
         super().__init__()

@@ -27,6 +27,7 @@ class CrossEntropy(nn.Module):
     """
 
     needs = ("image", "label")
+    pooled = True
 
     def __init__(self, classifier: Tensor, label_smoothing: float = 0.0, init: str = "zero-shot") -> None:
         super().__init__()

@@ -147,6 +147,7 @@ class InfoNCE(nn.Module):
     """
 
     needs = ("image", "text")
+    pooled = True
 
     def __init__(
         self,

@@ -87,6 +87,7 @@ class SigLIP(nn.Module):
     """
 
     needs = ("image", "text")
+    pooled = True
 
     def __init__(self, dist_impl: str = "bidir", chunk_size: int = 0) -> None:
         super().__init__()

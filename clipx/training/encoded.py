@@ -1,9 +1,11 @@
 """A batch as objectives see it: embedded on first use, once a field, however many objectives ask."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from clipx.data.fields import IMAGE_FIELDS, TOKEN_FIELDS
 from clipx.errors import ClipxError
 from clipx.models.clip import CLIP
 
@@ -14,12 +16,15 @@ class Encoded:
     Args:
         clip: the model.
         batch: images uint8 ``[B, 3, H, W]``, token ids int64 ``[B, L]``, on the model's device.
+        embeddings: by field, where they are known already.
     """
 
-    def __init__(self, clip: CLIP, batch: dict[str, Any]) -> None:
+    def __init__(
+        self, clip: CLIP, batch: dict[str, Any], embeddings: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.clip = clip
         self.batch = batch
-        self._cache: dict[str, Tensor] = {}
+        self._cache = dict(embeddings or {})
 
     def __getitem__(self, field: str) -> Any:
         """A raw field of the batch."""
@@ -38,6 +43,11 @@ class Encoded:
         if field not in self._cache:
             self._cache[field] = self.clip.encode_text(self[field])
         return self._cache[field]
+
+    def embeddings(self, fields: Iterable[str]) -> dict[str, Tensor]:
+        """Unit embeddings float32 ``[B, D]`` of those fields that hold images or tokens, by name."""
+        images = {field: self.image(field) for field in fields if field in IMAGE_FIELDS}
+        return images | {field: self.text(field) for field in fields if field in TOKEN_FIELDS}
 
     @property
     def logit_scale(self) -> Tensor:

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from clipx.models.clip import CLIP
 from clipx.run import Interrupted, Run
 from clipx.training.checkpoints import Checkpoints
 from clipx.training.distributed import world
+from clipx.training.gradient_cache import ChunkEncoder, cached_backward, check_pooled, trained_batch_norm
 from clipx.training.module import TrainingModule
 from clipx.training.optimizer import schedule_factor, set_learning_rate
 from clipx.training.progress import TrainingProgress
@@ -81,7 +83,8 @@ class Trainer:
         best: the metric of ``evaluate`` (higher is better) that decides which checkpoint is the best.
 
     Raises:
-        ClipxError: a resumed run's checkpoint does not fit, or processes see different ones.
+        ClipxError: a resumed run's checkpoint does not fit, processes see different ones, or an objective
+            cannot train with the gradient cache that is asked for.
     """
 
     def __init__(
@@ -112,7 +115,8 @@ class Trainer:
             # Statistics of batch norm are averaged; a mask of -inf would turn NaN on the way.
             saved = module.state_dict()
             self._constants = [name for name, _ in module.named_buffers() if name not in saved]
-        compiled = torch.compile(self.module) if settings.compile else self.module
+        stepped = self.module if settings.gradient_cache is None else self._chunk_encoder()
+        compiled = torch.compile(stepped) if settings.compile else stepped
         self.wrapped, self.optimizer = self.accelerator.prepare(compiled, optimizer)
         self.checkpoints: Checkpoints | None = None
         if run.directory is not None:
@@ -178,6 +182,16 @@ class Trainer:
                 raise Interrupted(signum)
         return self.fitted
 
+    def _chunk_encoder(self) -> ChunkEncoder:
+        check_pooled(self.module.objectives)
+        size, batch_size = self.settings.gradient_cache, self.settings.batch_size
+        if size != batch_size and trained_batch_norm(self.module) and self.accelerator.is_main_process:
+            console.warn(
+                f"batch norm takes its statistics from {size} pairs (training.gradient_cache), "
+                f"not from {batch_size}: the gradient is not that of the whole batch"
+            )
+        return ChunkEncoder(self.module)
+
     def _step(self, step: int, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor]:
         settings = self.settings
         factor = schedule_factor(
@@ -188,11 +202,8 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         for micro in range(settings.accumulate):
             batch = self._receive(self._next(batches))
-            # Not before the batch is there: a loader that starts draws from the same generator.
-            torch.manual_seed(step_seed(self.seed, step * settings.accumulate + micro, world()[0]))
             with self.accelerator.accumulate(self.wrapped):
-                losses = self.wrapped(batch)
-                self.accelerator.backward(losses["loss"])
+                losses = self._backward(batch, step * settings.accumulate + micro)
                 for name, value in losses.items():
                     totals[name] = totals.get(name, 0.0) + value.detach().float() / settings.accumulate
                 if self.accelerator.sync_gradients and settings.clip_grad_norm is not None:
@@ -209,6 +220,21 @@ class Trainer:
             for name in self._constants:
                 average[name].copy_(current[name])
         return totals
+
+    def _backward(self, batch: dict[str, Any], number: int) -> dict[str, Tensor]:
+        """Add the gradient of micro-batch ``number``; its losses."""
+        size, rank = self.settings.gradient_cache, world()[0]
+        if size is None:
+            # Not before the batch is there: a loader that starts draws from the same generator.
+            torch.manual_seed(step_seed(self.seed, number, rank))
+            losses = self.wrapped(batch)
+            self.accelerator.backward(losses["loss"])
+            return losses
+        chunks = math.ceil(self.settings.batch_size / size)
+        seeds = [step_seed(self.seed, number * chunks + chunk, rank) for chunk in range(chunks)]
+        return cached_backward(
+            self.module, self.wrapped, batch, size=size, seeds=seeds, accelerator=self.accelerator
+        )
 
     def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
         began = time.perf_counter()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipx.data.fields import IMAGE_FIELDS, TOKEN_FIELDS
 from clipx.models.clip import CLIP
 from clipx.training.encoded import Encoded
 
@@ -17,7 +18,9 @@ class TrainingModule(nn.Module):
 
     Args:
         clip: the model.
-        objectives: name -> module with ``needs`` and ``forward(encoded) -> {name: scalar}``.
+        objectives: name -> module with ``needs`` and ``forward(encoded) -> {name: scalar}``; one whose
+            ``forward`` sees images and texts through their pooled embeddings alone says ``pooled = True``,
+            and can train with a gradient cache.
         weights: name -> factor of its terms in the sum, 1 where missing.
     """
 
@@ -34,9 +37,17 @@ class TrainingModule(nn.Module):
         """Batch fields that the objectives ask for."""
         return sorted({field for objective in self.objectives.values() for field in needed(objective)})
 
+    @property
+    def embedded(self) -> list[str]:
+        """Those of them that the towers embed."""
+        return [field for field in self.needs if field in {*IMAGE_FIELDS, *TOKEN_FIELDS}]
+
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Every term, unweighted, and their weighted sum as ``loss``."""
-        encoded = Encoded(self.clip, batch)
+        return self.terms(Encoded(self.clip, batch))
+
+    def terms(self, encoded: Encoded) -> dict[str, Tensor]:
+        """What ``forward`` returns, of an encoded batch."""
         terms: dict[str, Tensor] = {}
         total: Tensor | float = 0.0
         for name, objective in self.objectives.items():
@@ -53,10 +64,6 @@ def needed(objective: nn.Module) -> Sequence[str]:
 
 
 def _in_float32(objective: nn.Module, encoded: Encoded) -> dict[str, Tensor]:
-    for field in needed(objective):
-        if field in {"image", "negative_image"}:
-            encoded.image(field)
-        elif field in {"text", "negative_text"}:
-            encoded.text(field)
+    encoded.embeddings(needed(objective))
     with torch.autocast(encoded.clip.device.type, enabled=False):
         return objective(encoded)

@@ -16,6 +16,7 @@ _WHOLE = (
     "steps",
     "batch_size",
     "accumulate",
+    "gradient_cache",
     "warmup",
     "cooldown",
     "log_every",
@@ -33,6 +34,8 @@ class LoopSettings:
         steps: optimizer steps.
         batch_size: pairs a process and micro-batch.
         accumulate: micro-batches an optimizer step; each is a contrastive batch of its own.
+        gradient_cache: pairs whose activations stand in memory at a time, while the objectives see all
+            ``batch_size``; None for all.
         schedule: cosine, constant or cooldown, after ``warmup`` steps of linear warm-up.
         warmup: steps.
         cooldown: steps of the cooldown schedule.
@@ -54,6 +57,7 @@ class LoopSettings:
     steps: int
     batch_size: int
     accumulate: int = 1
+    gradient_cache: int | None = None
     schedule: str = "cosine"
     warmup: int = 0
     cooldown: int = 0
@@ -73,6 +77,11 @@ class LoopSettings:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ClipxError(f"training.{name}={getattr(self, name)} must be at least 1")
+        if self.gradient_cache is not None and not 1 <= self.gradient_cache <= self.batch_size:
+            raise ClipxError(
+                f"training.gradient_cache={self.gradient_cache} must lie between 1 and the batch size, "
+                f"{self.batch_size}, or be null"
+            )
         for name in ("evaluate_every", "checkpoint_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ClipxError(

@@ -148,6 +148,16 @@ def test_a_run_that_a_signal_stopped_is_resumed_to_the_same_end(run_with, begin)
     assert kept[0] == kept[1]
 
 
+def test_a_gradient_cache_trains_on_the_whole_batch(run_with):
+    _, whole = run_with("training.batch_size=16", *SCENES)
+    _, cached = run_with("training.batch_size=16", "training.gradient_cache=5", *SCENES)
+    assert [record["loss"] for record in cached.metrics() if "loss" in record] == pytest.approx(
+        [record["loss"] for record in whole.metrics() if "loss" in record], rel=1e-4
+    )
+    with pytest.raises(ClipxError, match="training.gradient_cache=17 must lie between 1 and the batch size"):
+        run_with("training.batch_size=16", "training.gradient_cache=17", *SCENES)
+
+
 def test_what_the_average_is_is_what_is_saved(run_with):
     _, plain = run_with(source={})
     _, averaged = run_with("training.ema=0.5", source={})

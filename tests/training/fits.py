@@ -4,17 +4,23 @@ import copy
 import functools
 import json
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from clipx.data.loading import training_loader
 from clipx.data.transforms import TrainTransform
 from clipx.errors import BadSample
 from clipx.models.loading import load
+from clipx.objectives.class_contrast import ClassContrast
+from clipx.objectives.cross_entropy import CrossEntropy
 from clipx.objectives.infonce import InfoNCE, info_nce
+from clipx.objectives.siglip import SigLIP
 from clipx.run import Run
 from clipx.training.loop import Trainer
 from clipx.training.module import TrainingModule
@@ -162,8 +168,15 @@ def losses(run):
     return [{key: value for key, value in record.items() if key not in timed} for record in run.metrics()]
 
 
-def distributed_fit(rank, world, folder):
-    """The work of one of several gloo processes: fit, checkpoint, and tell what came of it."""
+def spawn(work, world, folder):
+    """Let ``work(rank, world, folder)`` run in gloo processes that find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        Path(folder, "port").write_text(str(free.getsockname()[1]))
+    torch.multiprocessing.spawn(work, (world, str(folder)), nprocs=world)
+
+
+def _join(rank, world, folder):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": Path(folder, "port").read_text()}
@@ -183,6 +196,70 @@ def distributed_fit(rank, world, folder):
         Path(folder, "run").write_text(json.dumps(str(run.directory)))
         run.end("interrupted")
     made.accelerator.end_training()
+
+
+def stepped(run, objectives, taken, *, model=None, **settings):
+    """A trainer after one plain gradient step of length 0.01 in float64.
+
+    Args:
+        run: for its metrics.
+        objectives: by name.
+        taken: the batches it takes.
+        model: to train, a micro CLIP with a bias by default.
+    """
+    given = {"steps": 1, "warmup": 0, "batch_size": len(taken[0]["text"]), "weight_decay": 0.0, **settings}
+    made = trainer(
+        run,
+        objectives=objectives,
+        model=(model or clip(init_logit_bias=-2.0)).double(),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.01),
+        **given,
+    )
+    made.fit(lambda span, positions: [dict(batch) for batch in taken])
+    return made
+
+
+def pairs(count, seed=0):
+    """A batch of noise, with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "image": torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        "text": torch.randint(1, 1000, (count, 16), generator=generator),
+        "label": torch.randint(0, 4, (count,), generator=generator),
+    }
+
+
+def distributed_step(rank, world, folder):
+    """The work of one of several gloo processes: a cached step on its share of ``pairs(10)``."""
+    _join(rank, world, folder)
+    batch = {name: value.chunk(world)[rank] for name, value in pairs(10).items()}
+    found = {"exchanges": []}
+
+    def note(module, inputs):
+        if isinstance(module, DistributedDataParallel) and torch.is_grad_enabled():
+            found["exchanges"].append(module.require_backward_grad_sync)
+
+    register_module_forward_pre_hook(note)
+    for name, build in CACHED.items():
+        made = stepped(new_run(Path(folder, "outputs")), build(), [batch], gradient_cache=2)
+        found[name] = made.module.state_dict()
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    made.accelerator.end_training()
+
+
+CACHED = {
+    "infonce": lambda: {"infonce": InfoNCE(label_smoothing=0.1)},
+    "infonce, chunked": lambda: {"infonce": InfoNCE(chunk_size=3)},
+    "siglip": lambda: {"siglip": SigLIP()},
+    "siglip, chunked": lambda: {"siglip": SigLIP(chunk_size=3)},
+    "two, and a head": lambda: {"class": ClassContrast("equal"), "head": _head()},
+}
+"""Objectives that train with a gradient cache."""
+
+
+def _head():
+    classifier = torch.randn(4, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return CrossEntropy(classifier)
 
 
 class Dropping(nn.Module):

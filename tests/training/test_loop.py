@@ -3,7 +3,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import threading
 
 import fits
@@ -170,6 +169,9 @@ def test_a_batch_of_one_pair(tmp_path):
         ({"steps": 0}, "training.steps=0"),
         ({"batch_size": 0}, "training.batch_size=0"),
         ({"accumulate": -1}, "training.accumulate=-1"),
+        ({"gradient_cache": 0}, "training.gradient_cache=0"),
+        ({"gradient_cache": 5}, "training.gradient_cache=5 must lie between 1 and the batch size, 4"),
+        ({"gradient_cache": 1.5}, "training.gradient_cache=1.5"),
         ({"checkpoint_every": 0}, "training.checkpoint_every=0"),
         ({"evaluate_every": 1.5}, "training.evaluate_every=1.5"),
         ({"keep": 0}, "training.keep=0"),
@@ -237,6 +239,7 @@ EXACT = {
     "bf16": (fits.Pictures(), 0, dict, {"precision": "bf16"}),
     "dropout": (fits.Pictures(), 0, dropping, {}),
     "patch dropout": (fits.Pictures(), 0, patch_dropout, {"ema": 0.8}),
+    "gradient cache": (fits.Pictures(), 0, patch_dropout, {"gradient_cache": 3}),
 }
 
 
@@ -569,10 +572,7 @@ def test_unlabelled_is_a_label_too(tmp_path):
 
 
 def test_two_processes_hold_the_same_weights_and_one_writes(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (tmp_path / "port").write_text(str(free.getsockname()[1]))
-    torch.multiprocessing.spawn(fits.distributed_fit, (2, str(tmp_path)), nprocs=2)
+    fits.spawn(fits.distributed_fit, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert differing(first["weights"], second["weights"]) == []
     assert (first["writes"], second["writes"]) == (True, False)
