@@ -51,7 +51,7 @@ def test_presets_are_small_and_complete():
     assert preset_names() == ["micro", "tiny"]
     tiny = load("tiny")
     assert sum(parameter.numel() for parameter in tiny.parameters()) < 5e6
-    assert tiny.image_size == 48
+    assert tiny.image_size == 40
     assert tiny.tokenize(["a red circle"]).shape == (1, 32)
 
 

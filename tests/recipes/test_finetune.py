@@ -410,7 +410,7 @@ def models(checkpoint, saved, tmp_path):
     """What can be fine-tuned, as it is named on a command line: its overrides and its pixels."""
     torch.save(open_clip.create_model(f"local-dir:{saved}").state_dict(), tmp_path / "weights.pt")
     return {
-        "tiny": (["model=tiny"], 48),
+        "tiny": (["model=tiny"], 40),
         "folder": ([f"model={checkpoint}"], 32),
         "safetensors": (["model=micro", f"model.pretrained={saved}/open_clip_model.safetensors"], 32),
         "torch": (["model=micro", f"model.pretrained={tmp_path}/weights.pt"], 32),

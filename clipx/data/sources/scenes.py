@@ -80,7 +80,7 @@ class Scenes:
         size: int = 30000,
         validation_size: int = 2000,
         test_size: int = 4000,
-        image_size: int = 48,
+        image_size: int = 40,
         objects: int | Sequence[int] = (1, 3),
         captions: str | Sequence[str] = ("short",),
         language: str | Sequence[str] = "en",

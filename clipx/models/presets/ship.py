@@ -15,7 +15,7 @@ from clipx.models.clip import CONFIG_FILE, WEIGHTS_FILE
 CARD = """# tiny
 
 The weights behind `model=tiny model.pretrained=tiny`: a CLIP of {parameters:.1f} million parameters for
-48-pixel images, trained on scenes, clipx's procedural world, and on nothing else. It knows ten shapes in
+40-pixel images, trained on scenes, clipx's procedural world, and on nothing else. It knows ten shapes in
 ten colours, one or two in an image, and the English words for them; it knows nothing of photographs. It is
 there so that every command that needs a trained model works at once, offline.
 
