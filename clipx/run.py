@@ -180,6 +180,14 @@ class Run:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
+    def began_with(self) -> int | None:
+        """Processes that a resumed run began with; None for a run that begins now, or where nothing says."""
+        if self.directory is None or not self.resumed:
+            return None
+        known = _load_json(self.directory / "environment.json").get("processes")
+        return known if isinstance(known, int) else None
+
+    @property
     def shown(self) -> str:
         """The run's directory as a person at this prompt would name it: relative where it lies below."""
         return shown(self.directory) if self.directory is not None else ""

@@ -1,10 +1,11 @@
 """What two processes of one launch do, told as one line of JSON: run as a program by test_ranks.py.
 
-    python tests/launches.py FOLDER
+python tests/launches.py FOLDER
 """
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -46,6 +47,11 @@ def until(run: Path, step: int) -> None:
         time.sleep(0.005)
 
 
+def losses(run: Path) -> dict[int, float]:
+    """Step -> loss."""
+    return {record["step"]: record["loss"] for record in read_metrics(run) if "loss" in record}
+
+
 def main(folder: Path) -> dict[str, object]:
     forks.prepare("pretrain")
     os.environ["CLIPX_OUTPUTS"] = str(folder / "outputs")
@@ -79,6 +85,16 @@ def main(folder: Path) -> dict[str, object]:
     found["whole"] = ends(tasks(folder, "whole", [*SMALL, "training.steps=2"]))
     found["whole status"] = read_status(family / "v0003")
     found["again"] = ends(tasks(folder, "again", ["--resume", "auto", *SMALL, "training.steps=2"]))
+    # What two processes began, one goes on with: the last third is done again.
+    found["two"] = ends(tasks(folder, "two", [*SMALL, "training.steps=6"]))
+    run = family / "v0004"
+    found["two losses"] = losses(run)
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    (run / "status.json").write_text(json.dumps({**read_status(run), "status": "interrupted"}))
+    one = forks.Start(["pretrain", "--resume", "v0004"], folder / "one-0.txt")
+    found["one"] = one.wait(PATIENCE)
+    found["one losses"] = losses(run)
+
     found["runs"] = sorted(path.name for path in family.iterdir())
     return found
 

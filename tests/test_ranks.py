@@ -38,7 +38,7 @@ def tasks(tmp_path_factory):
 def test_tasks_of_slurm_train_one_model_and_one_writes(tasks):
     assert tasks["whole"] == [0, 0]
     assert tasks["whole status"]["status"] == "completed"
-    assert tasks["runs"] == ["v0001", "v0002", "v0003"]
+    assert tasks["runs"] == ["v0001", "v0002", "v0003", "v0004"]
     assert tasks["ranks"] == 2
     assert tasks["whole-0"].count("top1") >= 1
     assert tasks["whole-1"] == ""
@@ -73,6 +73,17 @@ def test_all_processes_of_a_launch_learn_that_a_run_is_finished(tasks):
     assert tasks["again-1"] == ""
 
 
+def test_what_two_processes_began_one_goes_on_with(tasks):
+    assert (tasks["two"], tasks["one"]) == ([0, 0], 0)
+    assert "began with 2 processes and goes on with 1, of 16 pairs each" in tasks["one-0"]
+    assert "going on from step 4" in tasks["one-0"]
+    before, after = tasks["two losses"], tasks["one losses"]
+    assert before.keys() == after.keys() == {str(step) for step in range(1, 7)}
+    assert all(before[step] == after[step] for step in "1234")
+    # The same 16 pairs in steps 5 and 6: another batch would differ in the second digit.
+    assert all(abs(before[step] - after[step]) < 1e-4 for step in "56")
+
+
 @pytest.mark.slow
 def test_a_launch_of_two_processes_ends_as_one_command(tmp_path):
     run = tmp_path / "pretrain" / "infonce" / "v0001"
@@ -81,7 +92,8 @@ def test_a_launch_of_two_processes_ends_as_one_command(tmp_path):
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 120
     while len(read_metrics(run)) < 3:
-        assert started.poll() is None and time.monotonic() < deadline, started.communicate()[1]
+        assert started.poll() is None, started.communicate()[1]
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     ranks_at_work = psutil.Process(started.pid).children()
     started.send_signal(signal.SIGTERM)
@@ -108,7 +120,9 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(ranks, "_devices", lambda: 4)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with pytest.raises(ClipxError, match="--processes 8 asks for as many GPUs, and this machine has 4") as caught:
+    with pytest.raises(
+        ClipxError, match="--processes 8 asks for as many GPUs, and this machine has 4"
+    ) as caught:
         ranks.start(["pretrain"], 8)
     assert "--processes 4" in caught.value.hint
     assert "ACCELERATE_USE_CPU" in caught.value.hint

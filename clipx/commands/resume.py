@@ -109,7 +109,11 @@ def newest(root: Path, settings: DictConfig, argv: Sequence[str]) -> TakenUp | N
     for path in reversed([found.path for found in all_runs(root, settings.command, settings.method)]):
         if not (path / "config.yaml").is_file():
             continue
-        stored = settings_of(path)
+        try:
+            stored = settings_of(path)
+        except ClipxError as error:
+            console.warn(f"{error.message}; passing it over")
+            continue
         changes = _changes(stored, settings)
         refused = {key: change for key, change in changes.items() if not key.startswith(_FREE)}
         finished = read_status(path).get("status") == "completed"

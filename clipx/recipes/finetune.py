@@ -78,7 +78,7 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
         check_same_architecture(start, state_of(tuned, head))
         before = _before(tests, clip, first)
     else:
-        settings = loop_settings(config.training, source)
+        settings = loop_settings(config.training, source, run.began_with)
         accelerator = settings.accelerator(**tracking(config, run))
         clip = load(**pretrained_arguments(config.model)).to(accelerator.device)
         objectives, weights = build_objectives(

@@ -24,40 +24,75 @@ _ALWAYS = {"image", "text", "label", "index"}
 """Fields that every training batch has."""
 
 
-def loop_settings(training: DictConfig, source: Any) -> LoopSettings:
+def loop_settings(training: DictConfig, source: Any, began_with: int | None = None) -> LoopSettings:
     """The loop's settings, with ``epochs`` turned into ``steps``, and batches no larger than the data.
 
+    Args:
+        training: the keys of ``LoopSettings``, with ``epochs``.
+        source: that is trained on.
+        began_with: processes that a resumed run began with. Where they are others now, each takes another
+            part of the same batches.
+
     Raises:
-        ClipxError: neither steps nor epochs, epochs of a stream of unknown size, or what ``LoopSettings``
-            raises.
+        ClipxError: neither steps nor epochs, epochs of a stream of unknown size, batches that the processes
+            of now cannot share, or what ``LoopSettings`` raises.
     """
+    rank, size = world()
+    before = began_with or size
     values: dict[str, Any] = dict(OmegaConf.to_container(training, resolve=True))  # type: ignore[arg-type]
     epochs = values.pop("epochs")
     if not is_stream(source):
-        values["batch_size"] = _within(len(source), values["batch_size"])
+        values["batch_size"] = _within(len(source), values["batch_size"], before)
     if values["steps"] is None:
         if epochs is None or epochs <= 0:
             raise ClipxError(
                 f"training.epochs={epochs} must be above 0", hint="set training.epochs or training.steps"
             )
-        size = source.size if is_stream(source) else len(source)
-        if size is None:
+        examples = source.size if is_stream(source) else len(source)
+        if examples is None:
             raise ClipxError(
                 "training.epochs needs data of known size", hint="set training.steps, or data.size for shards"
             )
-        pairs = max(1, values["batch_size"] * values["accumulate"] * world()[1])
-        values["steps"] = max(1, math.ceil(epochs * size / pairs))
+        pairs = max(1, values["batch_size"] * values["accumulate"] * before)
+        values["steps"] = max(1, math.ceil(epochs * examples / pairs))
     longest = int(values["steps"] // 5)
     if values["warmup"] > longest:  # a short trial run still warms up and trains
-        if world()[0] == 0:
+        if rank == 0:
             console.info(f"warm-up takes {longest} of the {values['steps']} steps, not {values['warmup']}")
         values["warmup"] = longest
+    if before != size:
+        values |= _reshared(values, before, size, is_stream(source))
+        if rank == 0:
+            console.warn(
+                f"the run began with {before} processes and goes on with {size}, of {values['batch_size']} "
+                "pairs each: the same batches in the same order, but not the same bits"
+            )
     return LoopSettings(**values)
 
 
-def _within(size: int, batch_size: Any) -> Any:
+def _reshared(values: dict[str, Any], before: int, size: int, stream: bool) -> dict[str, Any]:
+    """What ``size`` processes take of the batches of ``before`` processes.
+
+    Raises:
+        ClipxError: the batches cannot be cut into so many parts, or a stream would have another order.
+    """
+    pairs = values["batch_size"] * before
+    reason = f"batches of {pairs} pairs cannot be cut into {size} equal parts" if pairs % size else ""
+    if stream:
+        reason = "the order of a stream depends on how many read it"
+    if reason:
+        raise ClipxError(
+            f"the run began with {before} processes, this launch has {size}: {reason}",
+            hint=f"--processes {before}, or as many by your launcher",
+        )
+    cached = values.get("gradient_cache")
+    changed = {} if cached is None else {"gradient_cache": min(cached, pairs // size)}
+    return {"batch_size": pairs // size, **changed}
+
+
+def _within(size: int, batch_size: Any, processes: int) -> Any:
     # A pair that a batch holds twice would be a negative of itself.
-    rank, processes = world()
+    rank = world()[0]
     room = max(2 if processes == 1 else 1, size // processes)
     if not isinstance(batch_size, int | float) or batch_size <= room:
         return batch_size

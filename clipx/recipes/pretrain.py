@@ -22,7 +22,7 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
     join_launch()  # the number of processes decides how many steps an epoch has
     torch.manual_seed(config.seed)
     source = open_source(config.data, "train")
-    settings = loop_settings(config.training, source)
+    settings = loop_settings(config.training, source, run.began_with)
     accelerator = settings.accelerator(**tracking(config, run))
 
     clip = load(**config.model)

@@ -32,8 +32,9 @@ def join_launch() -> PartialState:
             PartialState._reset_state()
             state = PartialState(cpu=True)
     except (dist.DistError, ValueError) as error:
+        reason = str(error).splitlines()[0]
         raise ClipxError(
-            f"the {launched()} processes of this launch did not find each other: {str(error).splitlines()[0]}",
+            f"the {launched()} processes of this launch did not find each other: {reason}",
             hint="are all of them started, and is MASTER_ADDR the first one's machine?",
         ) from error
     if state.num_processes < launched():

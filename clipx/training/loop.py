@@ -29,6 +29,8 @@ from clipx.training.progress import TrainingProgress
 from clipx.training.settings import LoopSettings
 from clipx.training.stopping import StopSignal
 
+_NOTICED = 5.0
+"""Seconds within which all processes notice a signal that one of them received."""
 Positions = dict[int, tuple[int, ...]]
 """Where the workers of a stream stand, as their batches report it."""
 
@@ -124,6 +126,7 @@ class Trainer:
         self.fitted = Fitted()
         self.positions: Positions = {}
         self._losses: list[Tensor] = []  # of the steps since anyone looked
+        self._looked, self._look_at = time.perf_counter(), 0  # when, and at which step again
         if run.resumed:
             self._restore()
         self.start = self.fitted.steps
@@ -284,6 +287,7 @@ class Trainer:
         alone = self.accelerator.num_processes == 1
         # Looking at a number waits for a GPU, and agreeing for every process: not in every step.
         looking = logging or evaluating or saving or device.type == "cpu" or (alone and stop.received)
+        looking = looking or done >= self._look_at
         values = self._look(losses) if looking else {}
         signum = stop.agreed(device) if looking else None
         fitted.seconds += time.perf_counter() - began
@@ -298,13 +302,17 @@ class Trainer:
             raise Interrupted(signum)
 
     def _look(self, losses: dict[str, Tensor]) -> dict[str, float]:
-        """The losses of a step, the mean over processes.
+        """The losses of a step, the mean over processes, which agree when to look again.
 
         Raises:
             ClipxError: in every process alike; the loss or the gradient was not finite since the last look.
         """
+        passed = (time.perf_counter() - self._looked) / len(self._losses)
         numbers = torch.stack([*self._losses, *(value.detach().float() for value in losses.values())])
-        found = self.accelerator.reduce(numbers, "mean").tolist()
+        numbers = torch.cat([numbers, numbers.new_tensor([passed])])
+        *found, seconds = self.accelerator.reduce(numbers, "mean").tolist()
+        self._looked = time.perf_counter()
+        self._look_at = self.fitted.steps + steps_between_looks(seconds)
         history, values = (
             found[: len(self._losses)],
             dict(zip(losses, found[len(self._losses) :], strict=True)),
@@ -383,6 +391,7 @@ class Trainer:
             "best": fitted.evaluation.get(self.best) if evaluated else None,
             "fitted": dataclasses.asdict(dataclasses.replace(fitted, bad={})),
             "ranks": ranks,
+            "pairs": self.settings.batch_size * self.accelerator.num_processes,
         }
         try:
             self.checkpoints.save(done, tensors, training, state)
@@ -403,6 +412,7 @@ class Trainer:
         rank, size = world()
         checkpoint = self.checkpoints.newest(aloud=rank == 0) if self.checkpoints else None
         if checkpoint is not None:
+            self._check_batches(checkpoint.state, size)
             try:
                 self._load(checkpoint.tensors, checkpoint.training, checkpoint.state, rank)
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -412,11 +422,6 @@ class Trainer:
                     f"{self.checkpoints.path(checkpoint.step)} does not fit this configuration: {reason}",
                     hint="was it written by another version of clipx? Start a new run",
                 ) from error
-            before = len(checkpoint.state["ranks"])
-            if before != size and rank == 0:
-                console.warn(
-                    f"the run had {before} processes and goes on with {size}: its batches will differ"
-                )
         found = gather_object([self.fitted.steps])
         if len(set(found)) > 1:
             raise ClipxError(
@@ -424,6 +429,22 @@ class Trainer:
                 hint="put the outputs where every machine sees them",
             )
         self.run.truncate_metrics(self.fitted.steps)
+
+    def _check_batches(self, state: dict[str, Any], size: int) -> None:
+        """Refuse to go on where the batches would be others than those of the run so far.
+
+        Batches of data with an index are cut from one order, whoever takes the parts; the order of a stream
+        is that of its readers.
+        """
+        ranks, pairs = state["ranks"], self.settings.batch_size * size
+        read = any(each["positions"] for each in ranks)
+        if (read and len(ranks) != size) or state.get("pairs", pairs) != pairs:
+            raise ClipxError(
+                f"the run had {len(ranks)} processes and batches of {state.get('pairs', '?')} pairs; {size} "
+                f"processes with {pairs} cannot go on with it"
+                + (", since the order of a stream depends on who reads it" if read else ""),
+                hint=f"go on with {len(ranks)} processes and the same batch size",
+            )
 
     def _load(
         self, tensors: dict[str, Tensor], training: dict[str, Any], state: dict[str, Any], rank: int
@@ -435,11 +456,19 @@ class Trainer:
         if self.accelerator.scaler is not None and "scaler" in training:
             self.accelerator.scaler.load_state_dict(training["scaler"])
         fitted = Fitted(**state["fitted"])
-        if rank < len(state["ranks"]):
-            mine = state["ranks"][rank]
-            self.positions = {int(worker): tuple(place) for worker, place in mine["positions"].items()}
-            fitted.bad = dict(mine["bad"])
+        ranks = state["ranks"]
+        if rank < len(ranks):
+            positions = ranks[rank]["positions"]
+            self.positions = {int(worker): tuple(place) for worker, place in positions.items()}
+            # Where there are fewer processes than before, what the others passed over must not be lost.
+            for each in ranks[rank :: world()[1]]:
+                fitted.bad.update(each["bad"])
         self.fitted = fitted
+
+
+def steps_between_looks(seconds: float) -> int:
+    """Steps of so many seconds until a signal is looked for again: a scheduler may give half a minute."""
+    return max(1, int(_NOTICED / max(seconds, 1e-9)))
 
 
 def step_seed(seed: int, number: int, rank: int) -> int:
