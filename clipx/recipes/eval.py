@@ -26,7 +26,7 @@ from clipx.suites.index import CellIndex, Entry
 from clipx.suites.memory import PeakMemory
 
 _POLL_SECONDS = 0.5
-_CELLS_A_PROCESS = 12
+_CELLS_A_PROCESS = 6
 """Cells that are worth the start of a process."""
 
 
