@@ -18,12 +18,12 @@ def prepare(*recipes: str) -> None:
     """Import what the recipes need; before the first start, and before anything is computed."""
     import importlib
 
-    import accelerate
-    import open_clip  # noqa: F401
+    import clipx.commands.recipe  # noqa: F401
+    from clipx.config import compose
 
     for recipe in recipes:
         importlib.import_module(f"clipx.recipes.{recipe}")
-    assert accelerate.state.PartialState._shared_state == {}
+        compose(recipe)  # Hydra looks for its plugins once a process
 
 
 class Start:

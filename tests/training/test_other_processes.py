@@ -30,7 +30,7 @@ def two_ranks(state):
 
 def test_a_stream_that_others_read_too_is_not_gone_on_with(tmp_path):
     run = stopped(tmp_path, fits.Stream(), two_ranks)
-    with pytest.raises(ClipxError, match="had 2 processes .* the order of a stream") as caught:
+    with pytest.raises(ClipxError, match=r"had 2 processes .* the order of a stream") as caught:
         trainer(run, steps=2)
     assert "2 processes" in caught.value.hint
 
