@@ -83,13 +83,17 @@ def build_optimizer(config: DictConfig, module: TrainingModule) -> torch.optim.O
     """
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     check_learning_rate(options["lr"])
-    layer_decay = options.pop("layer_decay", None)
-    distances = {} if layer_decay is None else distances_from_top(module.clip.model)
+    layer_decay, backbone_decay = options.pop("layer_decay", None), options.pop("backbone_decay", 1.0)
+    if layer_decay is None:
+        distances = dict.fromkeys((name for name, _ in module.clip.model.named_parameters()), 0)
+    else:
+        distances = distances_from_top(module.clip.model)
     groups = parameter_groups(
         module,
         options.pop("weight_decay", 0.0),
         lr=options["lr"],
         layer_decay=layer_decay,
+        backbone_decay=backbone_decay,
         distances={f"clip.model.{name}": distance for name, distance in distances.items()},
         undecayed=options.pop("undecayed", ()),
     )

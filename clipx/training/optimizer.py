@@ -18,6 +18,7 @@ def parameter_groups(
     *,
     lr: float | None = None,
     layer_decay: float | None = None,
+    backbone_decay: float = 1.0,
     distances: Mapping[str, int] | None = None,
     undecayed: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
@@ -26,37 +27,43 @@ def parameter_groups(
     Args:
         module: whose parameters.
         weight_decay: of the matrices.
-        lr: the learning rate that ``layer_decay`` lowers.
+        lr: the learning rate that ``layer_decay`` and ``backbone_decay`` lower.
         layer_decay: in (0, 1]; a parameter has the rate ``lr * layer_decay ** distance``. None: one rate for
             all.
+        backbone_decay: in (0, 1]; a factor of the rate of every parameter that ``distances`` names.
         distances: name of a parameter of ``module`` -> layers between it and the top of its tower; 0 for what
             is not named, such as the heads of objectives.
         undecayed: last parts of the names of matrices that shall not decay either (``positional_embedding``).
 
     Returns:
-        at most two groups a distance, those with the highest rate first.
+        at most two groups a distance, those of what is not named before those of distance 0, the deepest
+        last.
 
     Raises:
-        ClipxError: nothing is trainable, or ``layer_decay`` is out of its range.
+        ClipxError: nothing is trainable, or a decay is out of its range.
 
     Source: Radford et al. 2021, section 2.5 (decay on all weights that are not gains or biases); layer decay
-    as in BEiT and FT-CLIP.
+    as in BEiT and FT-CLIP, backbone decay as in FT-CLIP's code.
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ClipxError(f"optim.layer_decay={layer_decay} must lie in (0, 1], or be null for none")
-    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    if not 0 < backbone_decay <= 1:
+        raise ClipxError(f"optim.backbone_decay={backbone_decay} must lie in (0, 1]; 1 for none")
+    known = distances or {}
+    found: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim >= 2 and name.rpartition(".")[2] not in undecayed
-            distance = 0 if layer_decay is None else (distances or {}).get(name, 0)
-            found.setdefault((distance, not decayed), []).append(parameter)
+            distance = 0 if layer_decay is None else known.get(name, 0)
+            slowed = backbone_decay < 1 and name in known
+            found.setdefault((distance, slowed, not decayed), []).append(parameter)
     if not found:
         raise ClipxError("every parameter is frozen, there is nothing to train", hint="unlock a part: lock.*")
     groups = []
-    for (distance, plain), parameters in sorted(found.items(), key=lambda item: item[0]):
+    for (distance, slowed, plain), parameters in sorted(found.items(), key=lambda item: item[0]):
         group: dict[str, Any] = {"params": parameters, "weight_decay": 0.0 if plain else weight_decay}
-        if layer_decay is not None and lr is not None:
-            group["lr"] = lr * layer_decay**distance
+        if lr is not None and (layer_decay is not None or backbone_decay < 1):
+            group["lr"] = lr * (layer_decay or 1.0) ** distance * (backbone_decay if slowed else 1.0)
         groups.append(group)
     return groups
 

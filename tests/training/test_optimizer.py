@@ -55,6 +55,24 @@ def test_layers_learn_the_slower_the_deeper_they_lie():
             parameter_groups(module, 0.1, lr=0.4, layer_decay=decay)
 
 
+def test_the_backbone_learns_slower_than_its_head():
+    module = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("stem", "top", "head")})
+    distances = {"stem.weight": 1, "top.weight": 0}
+
+    def rates(**given):
+        groups = parameter_groups(module, 0.1, lr=0.4, backbone_decay=0.1, distances=distances, **given)
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        return {names[id(each)]: group["lr"] for group in groups for each in group["params"]}
+
+    found = rates(layer_decay=0.5)
+    assert found == pytest.approx({"stem.weight": 0.02, "top.weight": 0.04, "head.weight": 0.4})
+    found = rates()
+    assert found == pytest.approx({"stem.weight": 0.04, "top.weight": 0.04, "head.weight": 0.4})
+    for decay in (0, 1.5):
+        with pytest.raises(ClipxError, match="backbone_decay"):
+            parameter_groups(module, 0.1, backbone_decay=decay)
+
+
 def test_matrices_that_are_named_do_not_decay():
     module = fits.clip()
     decayed, plain = parameter_groups(module, 0.1, undecayed=["positional_embedding"])
