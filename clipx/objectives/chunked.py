@@ -1,5 +1,6 @@
 """Sums over all pairs of a batch whose matrix of logits is never held whole, only a few rows at a time."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,15 +85,18 @@ class _LogSums(torch.autograd.Function):
     def backward(
         ctx: Any, row_gradient: Tensor | None, column_gradient: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        if row_gradient is None and column_gradient is None:
+            return None, None, None, None
         rows, columns, of_rows, of_columns = ctx.saved_tensors
         to_rows, to_columns = torch.empty_like(rows), torch.zeros_like(columns)
         for part in _slices(len(rows), ctx.chunk_size):
             logits = rows[part] @ columns.T
-            slopes = torch.zeros_like(logits)
+            terms = []
             if row_gradient is not None:
-                slopes += (logits - of_rows[part, None]).exp_().mul_(row_gradient[part, None])
+                terms.append((logits - of_rows[part, None]).exp_().mul_(row_gradient[part, None]))
             if column_gradient is not None:
-                slopes += (logits - of_columns).exp_().mul_(column_gradient)
+                terms.append((logits - of_columns).exp_().mul_(column_gradient))
+            slopes = functools.reduce(Tensor.add_, terms)
             torch.mm(slopes, columns, out=to_rows[part])
             to_columns.addmm_(slopes.T, rows[part])
         return to_rows, to_columns, None, None

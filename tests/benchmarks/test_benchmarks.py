@@ -1,4 +1,4 @@
-"""Every benchmark runs to its table with the micro model; the numbers are not looked at."""
+"""Every benchmark runs to its table with the micro model; times are not looked at."""
 
 import json
 import os
@@ -62,6 +62,24 @@ def test_sweep(tmp_path):
         assert row["clipx"]["objective"] <= row["scikit-learn"]["objective"] * (1 + 1e-4)
     assert found["ratios"]["clipx"] == 1
     assert printed.count("aim") == 3
+
+
+@pytest.mark.slow
+def test_large_batches(tmp_path):
+    printed = run("large_batches.py", "--json", tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["what"], row["pairs"], row["chunk"]) for row in rows] == [
+        *(("infonce", 2048, 0), ("infonce", 2048, 64), ("infonce", 4096, 64)),
+        *(("siglip", 2048, 0), ("siglip", 2048, 64), ("siglip", 4096, 64)),
+        *(("step", 256, 0), ("step", 256, 32)),
+    ]
+    assert all(row["rounds"][0]["seconds"] > 0 for row in rows)
+    # The matrix of logits is 16 MiB, held more than once; a chunk is a 32nd of it.
+    for whole, chunked in ((rows[0], rows[1]), (rows[3], rows[4])):
+        assert whole["rounds"][0]["extra"] > 2 * 2**24
+        assert chunked["memory_ratio"] < 0.25
+    assert rows[7]["memory_ratio"] < 0.5
+    assert printed.count("aim") == 4
 
 
 def test_slices_count_only_whole_steps_inside_a_turn(tmp_path, monkeypatch):
