@@ -17,7 +17,7 @@ from clipx.inference.adapted import FOLDER, Adapted, save_adapted
 from clipx.inference.before_after import BeforeAfter, Head, Measured, measured
 from clipx.inference.evaluation import Evaluation
 from clipx.inference.weight_curve import state_of
-from clipx.inference.zero_shot import zero_shot_classifier
+from clipx.inference.zero_shot import check_prompts, zero_shot_classifier
 from clipx.models.clip import CLIP
 from clipx.models.interpolation import check_same_architecture
 from clipx.models.loading import load
@@ -82,7 +82,8 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
         accelerator = settings.accelerator(**tracking(config, run))
         clip = load(**pretrained_arguments(config.model)).to(accelerator.device)
         objectives, weights = build_objectives(
-            config.objectives, {"classifier": lambda: _classifier(clip, own)}
+            config.objectives,
+            {"classifier": lambda: _classifier(clip, own), "prompts": lambda: _prompt_tokens(clip, own)},
         )
         lock(clip, **{str(part): bool(locked) for part, locked in config.lock.items()})
         module = TrainingModule(clip, objectives, weights)
@@ -247,6 +248,14 @@ def _classifier(clip: CLIP, own: Evaluation) -> Tensor:
     """The zero-shot classifier ``[C, D]`` of the data's classes, times the logit scale."""
     vectors = zero_shot_classifier(clip, own.source.classes or [], own.templates)
     return (vectors.to(clip.device) * clip.logit_scale).detach()
+
+
+def _prompt_tokens(clip: CLIP, own: Evaluation) -> Tensor:
+    """Token ids ``[C, T, L]`` of the data's classes in every template."""
+    classes, templates = own.source.classes or [], own.templates
+    check_prompts(classes, templates)
+    prompts = [template.replace("{}", str(name)) for name in classes for template in templates]
+    return clip.shorten(clip.tokenize(prompts)).unflatten(0, (len(classes), len(templates)))
 
 
 def _head(module: TrainingModule, own: Evaluation) -> Head | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clipx.data.fields import IMAGE_FIELDS, TOKEN_FIELDS
@@ -25,6 +26,8 @@ class Encoded:
         self.clip = clip
         self.batch = batch
         self._cache = dict(embeddings or {})
+        kind = clip.device.type
+        self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
     def __getitem__(self, field: str) -> Any:
         """A raw field of the batch."""
@@ -43,6 +46,15 @@ class Encoded:
         if field not in self._cache:
             self._cache[field] = self.clip.encode_text(self[field])
         return self._cache[field]
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """Unit embeddings float32 ``[N, D]`` of token ids ``[N, L]`` that are in no field.
+
+        In the precision of the towers, which an objective that asks for it has left.
+        """
+        kind, dtype, enabled = self._autocast
+        with torch.autocast(kind, dtype=dtype, enabled=enabled):
+            return self.clip.encode_text(tokens)
 
     def embeddings(self, fields: Iterable[str]) -> dict[str, Tensor]:
         """Unit embeddings float32 ``[B, D]`` of those fields that hold images or tokens, by name."""

@@ -38,6 +38,7 @@ def cached_backward(
     *,
     size: int,
     seeds: Sequence[int],
+    seed: int,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
     """Add the gradient of a whole batch to the parameters with the activations of ``size`` pairs in memory.
@@ -52,6 +53,7 @@ def cached_backward(
         batch: of this process, every field ``[B, ...]``, as many in every process.
         size: pairs of a chunk.
         seeds: of torch's generators, one a chunk: dropout is the same both times.
+        seed: of what the objectives draw, however the batch is cut.
         accelerator: scales and divides the loss, and keeps processes from exchanging too early.
 
     Returns:
@@ -68,7 +70,9 @@ def cached_backward(
     with torch.no_grad(), _statistics_kept(module):
         found = [_seeded(encoder, chunk, seed) for chunk, seed in zip(chunks, seeds, strict=True)]
     whole = {field: torch.cat([each[field] for each in found]).requires_grad_() for field in fields}
-    losses = module.terms(Encoded(module.clip, batch, whole))
+    torch.manual_seed(seed)
+    with accelerator.autocast():  # of texts that no field holds
+        losses = module.terms(Encoded(module.clip, batch, whole))
     # The logit scale, the bias and what the objectives own are not reached through embeddings.
     direct = [parameter for parameter in module.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(losses["loss"], [*whole.values(), *direct], allow_unused=True)

@@ -227,16 +227,23 @@ class Trainer:
     def _backward(self, batch: dict[str, Any], number: int) -> dict[str, Tensor]:
         """Add the gradient of micro-batch ``number``; its losses."""
         size, rank = self.settings.gradient_cache, world()[0]
+        seed = step_seed(self.seed, number, rank)
         if size is None:
             # Not before the batch is there: a loader that starts draws from the same generator.
-            torch.manual_seed(step_seed(self.seed, number, rank))
+            torch.manual_seed(seed)
             losses = self.wrapped(batch)
             self.accelerator.backward(losses["loss"])
             return losses
         chunks = math.ceil(self.settings.batch_size / size)
         seeds = [step_seed(self.seed, number * chunks + chunk, rank) for chunk in range(chunks)]
         return cached_backward(
-            self.module, self.wrapped, batch, size=size, seeds=seeds, accelerator=self.accelerator
+            self.module,
+            self.wrapped,
+            batch,
+            size=size,
+            seeds=seeds,
+            seed=seed,
+            accelerator=self.accelerator,
         )
 
     def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:

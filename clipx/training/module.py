@@ -19,8 +19,8 @@ class TrainingModule(nn.Module):
     Args:
         clip: the model.
         objectives: name -> module with ``needs`` and ``forward(encoded) -> {name: scalar}``; one whose
-            ``forward`` sees images and texts through their pooled embeddings alone says ``pooled = True``,
-            and can train with a gradient cache.
+            ``forward`` sees the images and texts of a batch through their pooled embeddings alone says
+            ``pooled = True``, and can train with a gradient cache.
         weights: name -> factor of its terms in the sum, 1 where missing.
     """
 

@@ -151,7 +151,7 @@ def test_what_was_measured_before_is_the_model_as_it_was(run_with, saved, tmp_pa
     assert metrics["before_text_to_image_recall@1"] == plain["text_to_image_recall@1"]
 
 
-@pytest.mark.parametrize("method", ["infonce", "flyp", "ft-clip", "wise-ft"])
+@pytest.mark.parametrize("method", ["infonce", "flyp", "flyp-ce", "ft-clip", "wise-ft"])
 def test_a_run_that_a_signal_stopped_is_resumed_to_the_same_end(run_with, begin, method):
     overrides = ["training.steps=6", "training.ema=0.8", "training.evaluate_every=2"]
     _, whole = run_with(*overrides, method=method)
@@ -196,11 +196,16 @@ def test_labels_become_prompts_where_the_method_asks_for_them(run_with, begin):
     assert all(torch.equal(value, weights(same)[name]) for name, value in weights(without).items())
 
 
-def test_flyp_learns_classes_that_the_prompts_did_not_tell_apart(run_with):
-    metrics, run = run_with("training.steps=60", method="flyp", captions=False)
+@pytest.mark.parametrize(
+    ("method", "loss"), [("flyp", "class_contrast"), ("flyp-ce", "prompt_cross_entropy")]
+)
+def test_both_towers_learn_classes_that_the_prompts_did_not_tell_apart(run_with, saved, method, loss):
+    metrics, run = run_with("training.steps=60", method=method, captions=False)
     assert metrics["top1"] > 0.9 > metrics["before_top1"]
-    assert "class_contrast" in run.metrics()[0]
+    assert loss in run.metrics()[0]
     assert "image_to_text_recall@1" not in metrics
+    assert {"visual", "transformer", "token_embedding", "logit_scale"} <= changed(run, saved)
+    assert not (run.directory / "adapter").exists()
 
 
 def test_a_head_starts_at_the_prompts_and_is_measured_kept_and_used(run_with, saved, tmp_path):
@@ -446,7 +451,7 @@ def test_mistakes_are_told_before_anything_is_trained(begin):
         assert "trains nothing" in refused(f"optim.lr={lr}")
     frozen = ["lock.image=true", "lock.text=true", "lock.scale=true"]
     assert "every parameter is frozen" in refused(*frozen)
-    for method in ("ft", "ft-clip", "flyp", "wise-ft"):
+    for method in ("ft", "ft-clip", "flyp", "flyp-ce", "wise-ft"):
         assert "no labels to learn from" in refused(method=method, classes=0)
     assert "pairs=labels" in refused("pairs=captions", method="ft-clip")
     assert "did you mean 'labels'" in refused("pairs=label")
@@ -455,6 +460,8 @@ def test_mistakes_are_told_before_anything_is_trained(begin):
     assert "optim.layer_decay=2" in refused("optim.layer_decay=2")
     assert "micro has random weights" in refused("model=micro", "model.pretrained=null")
     assert "did you mean 'equal'" in refused("objectives.flyp.targets=equa", method="flyp")
+    said = refused("objectives.prompt_cross_entropy.templates=averag", method="flyp-ce")
+    assert "did you mean 'average'" in said
 
 
 def test_every_parameter_of_a_locked_model_may_be_frozen_where_a_head_learns(run_with, saved):

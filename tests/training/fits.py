@@ -20,6 +20,7 @@ from clipx.models.loading import load
 from clipx.objectives.class_contrast import ClassContrast
 from clipx.objectives.cross_entropy import CrossEntropy
 from clipx.objectives.infonce import InfoNCE, info_nce
+from clipx.objectives.prompt_cross_entropy import PromptCrossEntropy
 from clipx.objectives.siglip import SigLIP
 from clipx.run import Run
 from clipx.training.loop import Trainer
@@ -252,9 +253,15 @@ CACHED = {
     "infonce, chunked": lambda: {"infonce": InfoNCE(chunk_size=3)},
     "siglip": lambda: {"siglip": SigLIP()},
     "siglip, chunked": lambda: {"siglip": SigLIP(chunk_size=3)},
+    "prompts, drawn": lambda: {"prompts": PromptCrossEntropy(_class_prompts(), "random")},
+    "prompts, averaged": lambda: {"prompts": PromptCrossEntropy(_class_prompts(), "average")},
     "two, and a head": lambda: {"class": ClassContrast("equal"), "head": _head()},
 }
 """Objectives that train with a gradient cache."""
+
+
+def _class_prompts():
+    return torch.randint(1, 1000, (4, 3, 16), generator=torch.Generator().manual_seed(0))
 
 
 def _head():

@@ -46,3 +46,13 @@ def test_raw_fields_and_missing_ones(micro, batch):
     assert encoded.logit_bias is None
     with pytest.raises(ClipxError, match="no field 'negative_image', only image, label, negative_text, text"):
         encoded.image("negative_image")
+
+
+def test_texts_of_no_field_have_the_precision_of_the_towers(micro, batch):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        encoded = Encoded(micro, batch)
+        with torch.autocast("cpu", enabled=False):
+            found, exact = encoded.embed_texts(batch["text"]), micro.encode_text(batch["text"])
+        assert torch.equal(found, encoded.text())
+    assert not torch.equal(found, exact)
+    assert torch.equal(Encoded(micro, batch).embed_texts(batch["text"]), exact)
