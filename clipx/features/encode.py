@@ -21,14 +21,16 @@ from clipx.features.projection import Projection, before_projection, image_proje
 from clipx.features.selection import Selection, evenly, rest_of
 from clipx.features.store import Entry, Writer, default_root, obtain
 from clipx.models.clip import CLIP, images_to_features
+from clipx.models.patches import patch_mean_of_images
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RECORD_SECONDS = 5.0
 Progress = Callable[[str, int, int | None], None]
 """Told (bank, done, total or None) after every batch."""
 
-BANKS = ("image", "raw", "pre_projection")
-"""What is kept of an image: its unit row; the row before it was normalised; the row before the projection."""
+BANKS = ("image", "raw", "pre_projection", "patches")
+"""What is kept of an image: its unit row; the row before it was normalised; the row before the projection;
+the mean of its patches."""
 
 
 Embed = Callable[[CLIP, Tensor, torch.dtype], Tensor]
@@ -47,6 +49,7 @@ TOWERS: dict[str, Embed] = {
     "image": images_to_features,
     "raw": _raw_features,
     "pre_projection": before_projection,
+    "patches": patch_mean_of_images,
 }
 
 
@@ -59,7 +62,8 @@ class FeatureSet:
     (image, text) that belong together; ``text`` float32 ``[T, D]`` unit rows, None where texts were not
     asked for; ``skipped`` the number of samples passed over, by reason; ``encoded`` whether a tower had to
     run; ``norms`` float32 ``[N]`` the length of every row before it was normalised, and ``pre`` float32
-    ``[N, Do]`` what the projection was given, where these banks were asked for. Tensors are memory-mapped.
+    ``[N, Do]`` what the projection was given, where these banks were asked for; ``patches`` float32 ``[N,
+    W]`` the means of patches, likewise, of which ``image`` has the unit rows then. Tensors are memory-mapped.
     """
 
     image: Tensor
@@ -73,6 +77,7 @@ class FeatureSet:
     encoded: bool
     norms: Tensor | None = None
     pre: Tensor | None = None
+    patches: Tensor | None = None
     _holders: tuple[Any, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
@@ -238,6 +243,7 @@ def _feature_set(
         encoded=fresh,
         norms=norms,
         pre=pre,
+        patches=arrays["image"] if bank == "patches" else None,
         _holders=holders,
     )
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from clipx.adapters import saving
 from clipx.errors import ClipxError
-from clipx.features.encode import FeatureSet
-from clipx.features.projection import before_projection
+from clipx.features.encode import TOWERS, FeatureSet
 from clipx.inference.zero_shot import embed_images, zero_shot_classifier
-from clipx.models.clip import CLIP, images_to_features
+from clipx.models.clip import CLIP
 from clipx.tasks.classification import Outcomes, join, outcomes
 
 FOLDER = "adapter"
@@ -51,7 +50,7 @@ class Adapted:
     @property
     def bank(self) -> str:
         """What the adapter takes of an image, as ``encode`` calls it."""
-        return "pre_projection" if self.adapter.needs == "pre_projection" else "image"
+        return self.adapter.needs if self.adapter.needs in ("pre_projection", "patches") else "image"
 
     def rows(self, features: FeatureSet) -> Tensor:
         """What the adapter takes, of a feature set with this ``bank``."""
@@ -75,8 +74,7 @@ class Adapted:
 
     def probabilities(self, images: Sequence[Any], *, batch_size: int = 64) -> Tensor:
         """The probability ``[M, C]`` of every class for images (PIL, or uint8 ``[H, W, 3]``)."""
-        embed = before_projection if self.bank == "pre_projection" else images_to_features
-        rows = embed_images(self.tower, images, batch_size=batch_size, embed=embed)
+        rows = embed_images(self.tower, images, batch_size=batch_size, embed=TOWERS[self.bank])
         return self.logits(rows).softmax(dim=-1)
 
     def over(self, names: Sequence[str], templates: Sequence[str] | None = None) -> "Adapted | None":
@@ -105,11 +103,12 @@ class Adapted:
 
 
 def rows_of(features: FeatureSet, needs: str) -> Tensor:
-    """What an adapter takes of a feature set, by its ``needs``: unit rows, or those before the projection."""
-    if needs != "pre_projection":
-        return features.image
-    assert features.pre is not None, "the feature set was encoded with another bank"
-    return features.pre
+    """What an adapter takes of a feature set, by its ``needs``: unit rows, those before the projection, or
+    means of patches.
+    """
+    rows = {"pre_projection": features.pre, "patches": features.patches}.get(needs, features.image)
+    assert rows is not None, "the feature set was encoded with another bank"
+    return rows
 
 
 def for_classes(adapter: Any, text_classifier: Tensor, **extras: Any) -> Any:

@@ -1,13 +1,13 @@
 """One split under a model as it was and as it became: figures side by side, differences row by row."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from clipx.data.fields import UNLABELLED
-from clipx.inference.evaluation import Evaluation
+from clipx.inference.evaluation import Embedded, Evaluation
 from clipx.inference.zero_shot import class_logits, zero_shot_classifier
 from clipx.models.clip import CLIP
 from clipx.tasks.classification import Outcomes, accuracy, join, outcomes
@@ -18,10 +18,24 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Head:
-    """A trained classifier on unit image embeddings: ``module`` maps ``[N, D]`` to logits ``[N, C]``."""
+    """A trained classifier of images: ``module`` maps rows to logits ``[N, C]``.
+
+    Rows are unit embeddings ``[N, D]``, or with ``pool="patches"`` the means of patches ``[N, W]``.
+    """
 
     module: nn.Module
     classes: Sequence[str]
+    pool: str = "embedding"
+
+    def logits(self, embedded: Embedded) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and labels, some rows at a time, of images embedded with ``patches`` where it reads them."""
+        rows = embedded.patches if self.pool == "patches" else embedded.image
+        assert rows is not None, "embedded without patches"
+        device = next(self.module.parameters()).device
+        parts = zip(rows.split(_ROWS_AT_ONCE), embedded.labels.split(_ROWS_AT_ONCE), strict=True)
+        with torch.no_grad():
+            for part, labels in parts:
+                yield self.module(part.to(device)).float().cpu(), labels
 
 
 @dataclass(frozen=True)
@@ -69,17 +83,12 @@ def measured(evaluation: Evaluation, clip: CLIP, head: Head | None = None) -> Me
     With a head for the classes of the split, accuracy (``top1``, ...) is the head's, and that of the prompts
     is called ``zero_shot_top1``, ...
     """
-    embedded = evaluation.embed(clip)
+    embedded = _embed(evaluation, clip, head)
     seen = evaluation.outcomes(clip, embedded)
     estimates = evaluation.estimates(clip, embedded, seen)
     if head is None or seen is None or not _knows(head, evaluation):
         return Measured(estimates, seen)
-    own = join(
-        outcomes(_logits(head, rows), labels)
-        for rows, labels in zip(
-            embedded.image.split(_ROWS_AT_ONCE), embedded.labels.split(_ROWS_AT_ONCE), strict=True
-        )
-    )
+    own = join(outcomes(logits, labels) for logits, labels in head.logits(embedded))
     by_head = accuracy(own)
     prompts = {f"zero_shot_{name}": estimates.pop(name) for name in by_head}
     return Measured({**by_head, **estimates, **prompts}, own)
@@ -91,12 +100,12 @@ def class_scores(
     """Logits ``[N, C]`` and labels ``[N]`` of a split by the head, or by the prompts where the head does not
     know the classes; None where nothing is labelled.
     """
-    embedded = evaluation.embed(clip)
+    embedded = _embed(evaluation, clip, head)
     classes = evaluation.source.classes
     if not classes or len(classes) < 2 or not (embedded.labels != UNLABELLED).any():
         return None
     if head is not None and _knows(head, evaluation):
-        parts = [_logits(head, rows) for rows in embedded.image.split(_ROWS_AT_ONCE)]
+        parts = [logits for logits, _ in head.logits(embedded)]
     else:
         classifier = zero_shot_classifier(clip, classes, evaluation.templates)
         parts = [logits.cpu() for _, logits in class_logits(clip, embedded.image, classifier)]
@@ -107,7 +116,6 @@ def _knows(head: Head, evaluation: Evaluation) -> bool:
     return list(head.classes) == list(evaluation.source.classes)
 
 
-@torch.no_grad()
-def _logits(head: Head, rows: Tensor) -> Tensor:
-    device = next(head.module.parameters()).device
-    return head.module(rows.to(device)).float().cpu()
+def _embed(evaluation: Evaluation, clip: CLIP, head: Head | None) -> Embedded:
+    asked = head is not None and head.pool == "patches" and _knows(head, evaluation)
+    return evaluation.embed(clip, patches=asked)

@@ -15,6 +15,7 @@ from clipx.features.encode import embed_texts, evaluating
 from clipx.features.selection import evenly
 from clipx.inference.zero_shot import class_logits, zero_shot_classifier
 from clipx.models.clip import CLIP, images_to_features
+from clipx.models.patches import features_and_patch_mean
 from clipx.tasks.classification import Outcomes, accuracy, join, outcomes
 from clipx.tasks.intervals import Estimate, flatten
 from clipx.tasks.retrieval import distinct_texts, retrieval
@@ -45,11 +46,14 @@ def retrieval_estimates(
 
 @dataclass(frozen=True)
 class Embedded:
-    """Images as unit rows float32 ``[N, D]``, their labels int64 ``[N]`` (-1: none) and captions."""
+    """Images as unit rows float32 ``[N, D]``, their labels int64 ``[N]`` (-1: none) and captions; the mean of
+    their patches float32 ``[N, W]`` where it was asked for.
+    """
 
     image: Tensor
     labels: Tensor
     captions: list[list[str]]
+    patches: Tensor | None = None
 
 
 class Evaluation:
@@ -128,18 +132,27 @@ class Evaluation:
             estimates |= retrieval_estimates(clip, embedded.image, text, pairs)
         return estimates
 
-    def embed(self, clip: CLIP) -> "Embedded":
+    def embed(self, clip: CLIP, *, patches: bool = False) -> "Embedded":
         """The split's usable samples, embedded; ``skipped`` is set.
 
+        Args:
+            clip: the model.
+            patches: take the mean of the patches too.
+
         Raises:
-            ClipxError: no sample can be used.
+            ClipxError: no sample can be used, or the tower does not show its patches.
         """
-        features, labels, captions = [], [], []
+        features, means, labels, captions = [], [], [], []
         skipped: Counter[str] = Counter()
         with evaluating(clip):
             for batch in self._batches(clip):
                 if len(batch["image"]):
-                    features.append(images_to_features(clip, batch["image"]).cpu())
+                    if patches:
+                        rows, mean = features_and_patch_mean(clip, batch["image"])
+                        means.append(mean.cpu())
+                    else:
+                        rows = images_to_features(clip, batch["image"])
+                    features.append(rows.cpu())
                     labels.append(batch["label"])
                     captions += batch["captions"]
                 skipped.update(kind_of(reason) for _, reason in batch["bad"])
@@ -147,7 +160,8 @@ class Evaluation:
         if not features:
             what = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.items())
             raise ClipxError(f"no sample of the split can be used ({what or 'it is empty'})")
-        return Embedded(torch.cat(features), torch.cat(labels), captions)
+        mean_patches = torch.cat(means) if patches else None
+        return Embedded(torch.cat(features), torch.cat(labels), captions, mean_patches)
 
     def _batches(self, clip: CLIP) -> Iterator[dict[str, Any]]:
         kind = repr(clip.preprocess_cfg)

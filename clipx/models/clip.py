@@ -87,7 +87,7 @@ class CLIP(nn.Module):
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """Embed normalised images ``[B, 3, H, W]`` as ``[B, D]``, unit rows unless ``normalize`` is false."""
         features = self.model.encode_image(images)  # type: ignore[operator]
-        return _unit(features) if normalize else features
+        return unit_rows(features) if normalize else features
 
     def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
         """Embed token ids ``[B, L]`` as ``[B, D]``, unit rows unless ``normalize`` is false.
@@ -95,7 +95,7 @@ class CLIP(nn.Module):
         ``L`` is the context length, or less where ``shorten`` has cut the tokens.
         """
         features = encode_short(self.model, tokens)
-        return _unit(features) if normalize else features
+        return unit_rows(features) if normalize else features
 
     def score(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Compare every image with every text: logits ``[M, N]``, higher is more alike.
@@ -171,8 +171,8 @@ class CLIP(nn.Module):
         return folder
 
 
-def _unit(features: Tensor) -> Tensor:
-    """Rows of length 1 in float32 or better."""
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows ``[B, D]`` at length 1, in float32 or better."""
     return functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 

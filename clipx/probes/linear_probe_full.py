@@ -15,7 +15,7 @@ from clipx.adapters.search import hits
 from clipx.data.fewshot import draw
 from clipx.data.fields import UNLABELLED
 from clipx.errors import ClipxError
-from clipx.features.encode import BANKS, FeatureSet
+from clipx.features.encode import FeatureSet
 from clipx.probes import many_heads
 from clipx.probes.neighbours import TEMPERATURE, nearest, neighbour_scores
 from clipx.probes.protocol import Material, Result, Table
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 Labelled = tuple[Tensor, Tensor]
 _LARGEST_FIGURE = 60
+
+
+BANKS = ("image", "raw", "pre_projection")
+"""Banks of the feature store that hold the embedding too, which the zero-shot classifier needs."""
 
 
 class Head(Protocol):

@@ -16,16 +16,19 @@ from clipx.errors import ClipxError, did_you_mean
 from clipx.inference.adapted import FOLDER, Adapted, save_adapted
 from clipx.inference.before_after import BeforeAfter, Head, Measured, measured
 from clipx.inference.evaluation import Evaluation
+from clipx.inference.fisher import fisher_of
 from clipx.inference.weight_curve import state_of
-from clipx.inference.zero_shot import check_prompts, zero_shot_classifier
+from clipx.inference.zero_shot import prompt_tokens, zero_shot_classifier
 from clipx.models.clip import CLIP
 from clipx.models.interpolation import check_same_architecture
 from clipx.models.loading import load
 from clipx.models.locking import lock
+from clipx.models.patches import lock_pooling
 from clipx.recipes.fitting import batches, evaluation_of, loop_settings, tracked, tracking
 from clipx.recipes.frozen import pretrained_arguments, report_classes
 from clipx.recipes.merging import (
     VALIDATION,
+    check_heads,
     check_merge,
     finished,
     linear,
@@ -40,6 +43,7 @@ from clipx.recipes.parts import (
     open_source,
     save_model,
 )
+from clipx.recipes.probed_head import probed_head
 from clipx.reports.tables import METRIC_COLUMNS, markdown, metric_rows
 from clipx.run import Run
 from clipx.tasks.classification import per_class
@@ -72,6 +76,7 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
             return {}
         clip, first, facts = _first_end(config, run, own, device)
         tuned, head = finished(str(config.run), run, own, device)
+        check_heads(first, head)
         if head is None and first is not None:
             head = _prompts(tuned, own)
         start = _start(clip, first, head, own)
@@ -83,9 +88,18 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
         clip = load(**pretrained_arguments(config.model)).to(accelerator.device)
         objectives, weights = build_objectives(
             config.objectives,
-            {"classifier": lambda: _classifier(clip, own), "prompts": lambda: _prompt_tokens(clip, own)},
+            {
+                "classifier": lambda: _classifier(clip, own),
+                "prompts": lambda: prompt_tokens(clip, own.source.classes or [], own.templates),
+                "probe": lambda: probed_head(
+                    clip, _evaluation(config, config.data, "train", None), validation
+                ),
+                "clip": lambda: clip,
+            },
         )
         lock(clip, **{str(part): bool(locked) for part, locked in config.lock.items()})
+        if all(getattr(each, "patched", ()) for each in objectives.values()):
+            lock_pooling(clip)
         module = TrainingModule(clip, objectives, weights)
         check_fields(module.needs, batch_fields(source), part=" + ".join(objectives))
         if "label" in module.needs and config.pairs != "labels":
@@ -111,8 +125,24 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
     merged: dict[str, Estimate] = {}
     if "merge" in config:
         evaluations = {**tests, VALIDATION: validation}
+        ends = clip.name if clip.name == tuned.name else f"{clip.name} to {tuned.name}"
         merged = merge(
-            tuned, head, start, config.merge, evaluations, run, title=f"{clip.name}: {config.method}"
+            tuned,
+            head,
+            start,
+            config.merge,
+            evaluations,
+            run,
+            title=f"{ends}: {config.method}",
+            information=lambda: fisher_of(
+                tuned,
+                head,
+                source,
+                templates=own.templates,
+                samples=config.merge.fisher.samples,
+                workers=config.loader.workers,
+                seed=config.seed,
+            ),
         )
     save_model(tuned, run)
     if head is not None:
@@ -250,23 +280,15 @@ def _classifier(clip: CLIP, own: Evaluation) -> Tensor:
     return (vectors.to(clip.device) * clip.logit_scale).detach()
 
 
-def _prompt_tokens(clip: CLIP, own: Evaluation) -> Tensor:
-    """Token ids ``[C, T, L]`` of the data's classes in every template."""
-    classes, templates = own.source.classes or [], own.templates
-    check_prompts(classes, templates)
-    prompts = [template.replace("{}", str(name)) for name in classes for template in templates]
-    return clip.shorten(clip.tokenize(prompts)).unflatten(0, (len(classes), len(templates)))
-
-
 def _head(module: TrainingModule, own: Evaluation) -> Head | None:
     """The classifier that one of the objectives has trained, if any."""
-    heads = [objective.head for objective in module.objectives.values() if hasattr(objective, "head")]
-    return Head(heads[0], own.source.classes) if heads else None  # type: ignore[arg-type]
+    headed: list[Any] = [each for each in module.objectives.values() if hasattr(each, "head")]
+    return Head(headed[0].head, own.source.classes or [], headed[0].pool) if headed else None
 
 
 def _save_head(head: Head, clip: CLIP, own: Evaluation, config: DictConfig, run: Run) -> None:
     """Keep a head as the adapter of the model that was trained with it."""
-    adapter = TrainedHead.of(head.module)  # type: ignore[arg-type]
+    adapter = TrainedHead.of(head.module, head.pool)
     like = Adapted(clip, adapter, [str(name) for name in head.classes], own.templates)
     model = {"name": str((run.path() / "model").absolute())}
     save_adapted(run.path(FOLDER), {"head": adapter}, like, model=model, method=str(config.method))

@@ -1,6 +1,7 @@
 """The merge that ends a fine-tuning: weights between the model before and after, measured and chosen."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ from torch import Tensor, nn
 
 from clipx import console
 from clipx.adapters import saving
-from clipx.errors import ClipxError
+from clipx.errors import ClipxError, did_you_mean
 from clipx.inference.adapted import FOLDER, describe
 from clipx.inference.before_after import Head
 from clipx.inference.evaluation import Evaluation
-from clipx.inference.weight_curve import Point, ensemble_top1, put, state_of, weight_curve
+from clipx.inference.weight_curve import Mix, Point, ensemble_top1, put, state_of, weight_curve
 from clipx.models.clip import CLIP
-from clipx.models.interpolation import check_alpha, check_same_architecture, interpolate
+from clipx.models.interpolation import (
+    check_alpha,
+    check_floor,
+    check_same_architecture,
+    fisher_average,
+    interpolate,
+)
 from clipx.models.loading import load
 from clipx.reports import figures
 from clipx.reports.tables import csv_text
@@ -25,6 +32,7 @@ from clipx.run import Run, find_run
 from clipx.tasks.intervals import Estimate
 
 VALIDATION = "validation"
+AVERAGES = ("linear", "fisher")
 _MARGIN = 0.01
 """How far below both of its ends the middle of the path has to be for a warning."""
 
@@ -35,8 +43,16 @@ def check_merge(merge: DictConfig) -> None:
     """Check what a card says of its merge.
 
     Raises:
-        ClipxError: an alpha outside [0, 1], or none to measure.
+        ClipxError: an alpha outside [0, 1], or none to measure; an unknown way of averaging, or what it
+            takes out of range.
     """
+    if merge.average not in AVERAGES:
+        raise ClipxError(
+            f"there is no merge.average={merge.average}", hint=did_you_mean(str(merge.average), AVERAGES)
+        )
+    if merge.fisher.samples < 1:
+        raise ClipxError(f"merge.fisher.samples={merge.fisher.samples} must be 1 or more")
+    check_floor(merge.fisher.floor)
     if not OmegaConf.is_list(merge.alphas) or not len(merge.alphas):
         raise ClipxError(f"merge.alphas={merge.alphas} is no list", hint="merge.alphas=[0.0,0.5,1.0]")
     for alpha in [*merge.alphas, *([] if merge.alpha is None else [merge.alpha])]:
@@ -59,6 +75,7 @@ def finished(reference: str, run: Run, own: Evaluation, device: torch.device) ->
     """
     folder = _folder_of(reference, run)
     clip = load(str(folder), device=device)
+    clip.name = "/".join(folder.parts[-3:])  # of every version the last part is the same
     if not (folder / FOLDER).is_dir():
         return clip, None
     described = describe(folder / FOLDER)
@@ -69,7 +86,21 @@ def finished(reference: str, run: Run, own: Evaluation, device: torch.device) ->
         )
     trained = saving.load(folder / FOLDER / described["files"][0])
     head = linear(trained.weight_.to(device), trained.bias_.to(device))
-    return clip, Head(head, own.source.classes)
+    return clip, Head(head, own.source.classes, trained.pool)
+
+
+def check_heads(first: Head | None, second: Head | None) -> None:
+    """Check that the heads of two models, or the prompts of one without a head, see the same of an image.
+
+    Raises:
+        ClipxError: one is on patches, the other on embeddings.
+    """
+    pools = ["embedding" if head is None else head.pool for head in (first, second)]
+    if len(set(pools)) > 1:
+        raise ClipxError(
+            "there are no weights between a head on patches and one on embeddings, as the prompts are",
+            hint="two runs with heads on patches, or objectives.cross_entropy.pool=embedding in training",
+        )
 
 
 def warn_of_another_start(reference: str, run: Run, model: DictConfig) -> None:
@@ -103,6 +134,7 @@ def merge(
     run: Run,
     *,
     title: str,
+    information: Callable[[], State],
 ) -> dict[str, Estimate]:
     """Measure the way from where a model started to where it is, choose, and leave the model there.
 
@@ -111,10 +143,11 @@ def merge(
     Args:
         clip, head: as trained; they get the weights that are chosen.
         start: their weights before.
-        merging: alpha (None: the best on the validation split), alphas.
+        merging: alpha (None: the best on the validation split), alphas, average, fisher.floor.
         evaluations: ``""`` of the data, ``validation``, ``shift_<name>`` and ``forgetting``.
         run: where to.
         title: of the figure.
+        information: of every weight of ``clip`` and ``head`` as they are, for Fisher averaging.
 
     Returns:
         Figures of the fine-tuned model by ``fine_tuned_<name>``, those of both models' mean logits by
@@ -129,7 +162,8 @@ def merge(
         console.info("statistics of batch norm are interpolated like the weights")
     alphas = sorted({float(alpha) for alpha in [*merging.alphas, merging.alpha, 0, 1] if alpha is not None})
     console.info(f"measuring {len(alphas)} models between before and after")
-    points = weight_curve(clip, head, ends, alphas, evaluations)
+    mix = _mix(clip, head, ends, merging, information)
+    points = weight_curve(clip, head, ends, alphas, evaluations, mix)
     curves = {name: _values(points, name, each.key_metric) for name, each in evaluations.items()}
     chosen = merging.alpha
     if chosen is None:
@@ -148,8 +182,25 @@ def merge(
         ensemble = ensemble_top1(clip, head, ends, chosen, evaluation)
         if ensemble is not None:
             found[f"logit_ensemble_{prefix}top1"] = ensemble
-    put(interpolate(*ends, chosen), clip, head)
+    put(mix(*ends, chosen), clip, head)
     return {**found, "alpha": Estimate(float(chosen), float(chosen), float(chosen))}
+
+
+def _mix(
+    clip: CLIP,
+    head: Head | None,
+    ends: tuple[State, State],
+    merging: DictConfig,
+    information: Callable[[], State],
+) -> Mix:
+    if merging.average == "linear":
+        return interpolate
+    console.info("measuring how much the answers of both models depend on each weight")
+    fishers = []
+    for end in ends:
+        put(end, clip, head)
+        fishers.append(information())
+    return functools.partial(fisher_average, fishers=(fishers[0], fishers[1]), floor=merging.fisher.floor)
 
 
 def _values(points: list[Point], name: str, metric: str) -> list[float]:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from clipx.data.fields import IMAGE_FIELDS, TOKEN_FIELDS
 from clipx.errors import ClipxError
-from clipx.models.clip import CLIP
+from clipx.models.clip import CLIP, unit_rows
+from clipx.models.patches import embed_with_patches, patch_mean
 
 
 class Encoded:
@@ -26,6 +27,7 @@ class Encoded:
         self.clip = clip
         self.batch = batch
         self._cache = dict(embeddings or {})
+        self._patches: dict[str, Tensor] = {}
         kind = clip.device.type
         self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
@@ -40,6 +42,20 @@ class Encoded:
         if field not in self._cache:
             self._cache[field] = self.clip.encode_image(self.clip.normalize(self[field]))
         return self._cache[field]
+
+    def patches(self, field: str = "image") -> Tensor:
+        """Means of normalised patches float32 ``[B, W]`` of this process's rows, see ``patch_mean``.
+
+        Asked for before the embeddings of the field, they come from the same pass through the tower.
+
+        Raises:
+            ClipxError: the tower does not show its patches.
+        """
+        if field not in self._patches:
+            pooled, patches = embed_with_patches(self.clip, self.clip.normalize(self[field]))
+            self._cache.setdefault(field, unit_rows(pooled))
+            self._patches[field] = patch_mean(patches)
+        return self._patches[field]
 
     def text(self, field: str = "text") -> Tensor:
         """Unit text embeddings float32 ``[B, D]`` of this process's rows."""

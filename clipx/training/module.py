@@ -20,7 +20,8 @@ class TrainingModule(nn.Module):
         clip: the model.
         objectives: name -> module with ``needs`` and ``forward(encoded) -> {name: scalar}``; one whose
             ``forward`` sees the images and texts of a batch through their pooled embeddings alone says
-            ``pooled = True``, and can train with a gradient cache.
+            ``pooled = True``, and can train with a gradient cache; one that sees the patches of some fields
+            names them as ``patched``.
         weights: name -> factor of its terms in the sum, 1 where missing.
     """
 
@@ -48,6 +49,9 @@ class TrainingModule(nn.Module):
 
     def terms(self, encoded: Encoded) -> dict[str, Tensor]:
         """What ``forward`` returns, of an encoded batch."""
+        for objective in self.objectives.values():
+            for field in getattr(objective, "patched", ()):
+                encoded.patches(field)
         terms: dict[str, Tensor] = {}
         total: Tensor | float = 0.0
         for name, objective in self.objectives.items():

@@ -230,6 +230,48 @@ def test_a_head_starts_at_the_prompts_and_is_measured_kept_and_used(run_with, sa
     del Paints.fingerprint
 
 
+PATCHES = "objectives.cross_entropy.pool=patches"
+
+
+def test_a_head_on_patches_is_measured_kept_and_used(run_with, saved, tmp_path):
+    overrides = ["training.steps=60", "optim.lr=3e-3", "optim.backbone_decay=0.5", PATCHES]
+    metrics, run = run_with(*overrides, method="ft-clip")
+    assert metrics["top1"] > 0.9 > metrics["before_top1"]
+    start = open_clip.create_model(f"local-dir:{saved}").state_dict()
+    for name in ("visual.conv1.weight", "visual.ln_post.weight", "visual.proj"):
+        assert torch.equal(weights(run)[name], start[name])
+    last = "visual.transformer.resblocks.0.mlp.c_proj.weight"
+    assert not torch.equal(weights(run)[last], start[last])
+
+    def zero_shot(*overrides):
+        settings = resolve(compose("zeroshot", [f"adapter={run.directory}", "loader.workers=0", *overrides]))
+        OmegaConf.set_struct(settings, False)
+        settings.data, settings.cache = {"_target_": f"{__name__}.Paints"}, str(tmp_path / "cache")
+        with Run.create(tmp_path / "outputs", "zeroshot", "zero-shot", settings) as other:
+            return zeroshot.main(settings, other)
+
+    Paints.fingerprint = lambda self: self.split
+    try:
+        assert zero_shot()["top1"] == metrics["top1"]
+        Image.new("RGB", (32, 32), COLOURS[1]).save(tmp_path / "one.png")
+        found = zero_shot(f"image={tmp_path / 'one.png'}")
+    finally:
+        del Paints.fingerprint
+    assert max(found, key=found.get) == "green"
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def test_heads_on_patches_are_merged_with_their_like_alone(run_with, begin):
+    one, start = run_with("training.steps=10", "seed=1", PATCHES, method="ft-clip")
+    other, end = run_with("training.steps=30", PATCHES, method="ft-clip")
+    given = [f"start={start.directory}", f"run={end.directory}", "merge.alphas=[0.5]"]
+    _, run = run_with(*given, method="wise-ft")
+    assert [float(row["test"]) for row in (curve(run)[0], curve(run)[2])] == [one["top1"], other["top1"]]
+    settings, run = begin(f"run={end.directory}", method="wise-ft")
+    with pytest.raises(ClipxError, match="a head on patches and one on embeddings"):
+        main(settings, run)
+
+
 def test_the_best_weights_on_validation_are_kept_where_they_are_asked_for(run_with):
     overrides = ["training.steps=6", "training.evaluate_every=1", "training.keep=1", "optim.lr=0.1"]
     _, last = run_with(*overrides)
