@@ -5,7 +5,7 @@ less than one of every image.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipx.data.augmentation import MEAN, STD, Erasing, rand_augment_of, seeded_from
 from clipx.errors import BadSample, ClipxError, did_you_mean
 
 STRETCHED = (3 / 4, 4 / 3)
@@ -74,9 +75,10 @@ class _Inference:
 
 
 class TrainTransform:
-    """Random crop and optional mirror; by default the square crop that CLIP was trained with.
+    """Random crop, and what else is asked for; by default the square crop that CLIP was trained with.
 
     Radford et al. 2021, section 2.4: a random square crop of the resized image is the only augmentation.
+    The order is timm's: crop, mirror, RandAugment, erasing.
     Draws come from the generator handed in, so an image is a pure function of (seed, epoch, index).
 
     Args:
@@ -85,6 +87,9 @@ class TrainTransform:
         ratio: smallest and largest width over height of the crop; open_clip has ``STRETCHED``.
         flip: probability of a left-right mirror, in [0, 1]; 0 where captions speak of left and right.
         interpolation: ``bicubic`` or ``bilinear``.
+        rand_augment: timm's description of a RandAugment, such as ``rand-m9-mstd0.5-inc1``; None for none.
+        erase: probability that a rectangle is replaced by noise, in [0, 1].
+        mean, std: of the model's normalisation, three each: what RandAugment fills with, and the noise.
 
     Raises:
         ClipxError: an argument outside its range.
@@ -97,12 +102,17 @@ class TrainTransform:
         ratio: tuple[float, float] = (1.0, 1.0),
         flip: float = 0.0,
         interpolation: str = "bicubic",
+        rand_augment: str | None = None,
+        erase: float = 0.0,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
     ) -> None:
         for name, (low, high), top in (("scale", scale, 1.0), ("ratio", ratio, math.inf)):
             if not 0 < low <= high <= top:
                 raise ClipxError(f"{name} is [{low}, {high}]", hint=f"smallest, largest, in (0, {top}]")
-        if not 0 <= flip <= 1:
-            raise ClipxError(f"flip is {flip}, must lie in [0, 1]")
+        for name, share in (("flip", flip), ("erase", erase)):
+            if not 0 <= share <= 1:
+                raise ClipxError(f"{name} is {share}, must lie in [0, 1]")
         if interpolation not in _RESAMPLE:
             raise ClipxError(
                 f"unknown interpolation {interpolation!r}", hint=did_you_mean(interpolation, _RESAMPLE)
@@ -112,15 +122,24 @@ class TrainTransform:
         self.log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
         self.flip = flip
         self.resample = _RESAMPLE[interpolation]
+        self.changed = rand_augment and rand_augment_of(rand_augment, size, mean, self.resample)
+        self.erased = Erasing(erase, mean, std) if erase else None
 
     def __call__(self, image: Any, generator: np.random.Generator) -> Tensor:
-        """Crop, resize, mirror: uint8 ``[3, size, size]``."""
+        """Crop, resize, and what else was asked for: uint8 ``[3, size, size]``."""
         picture = to_pil(image)
         box = self._box(*picture.size, generator)
         picture = picture.resize((self.size, self.size), self.resample, box=box)
         if self.flip and generator.random() < self.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_tensor(picture)
+        if self.changed:
+            with seeded_from(generator):
+                picture = self.changed(picture)
+        tensor = to_tensor(picture)
+        if self.erased:
+            with seeded_from(generator):
+                tensor = self.erased(tensor)
+        return tensor
 
     def _box(self, width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
         for _ in range(10):

@@ -165,7 +165,9 @@ def batches(
     """
     rank, size = world()
     options: dict[str, Any] = dict(OmegaConf.to_container(config.augment))  # type: ignore[arg-type]
-    transform = TrainTransform(clip.image_size, **options)
+    transform = TrainTransform(
+        clip.image_size, mean=clip.preprocess_cfg["mean"], std=clip.preprocess_cfg["std"], **options
+    )
     return lambda steps, positions: training_loader(
         source,
         transform=transform,
