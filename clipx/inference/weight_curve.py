@@ -1,6 +1,6 @@
 """The straight line between the weights of two models, measured along the way."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,10 @@ from clipx.models.clip import CLIP
 from clipx.models.interpolation import interpolate
 from clipx.tasks.classification import accuracy, outcomes
 from clipx.tasks.intervals import Estimate
+
+
+Mix = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], float], dict[str, Tensor]]
+"""The weights between those at alpha 0 and those at alpha 1, at an alpha."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +47,25 @@ def weight_curve(
     ends: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     alphas: Sequence[float],
     evaluations: Mapping[str, Evaluation],
+    mix: Mix = interpolate,
 ) -> list[Point]:
-    """Measure the models between two, whose weights are interpolated.
+    """Measure the models between two, whose weights are mixed.
 
     Args:
         clip, head: what is measured; they are left with the weights of the last alpha.
         ends: weights of the models at alpha 0 and at alpha 1, as ``state_of`` gives them.
         alphas: each in [0, 1].
         evaluations: by a name.
+        mix: ``interpolate``, or another way of averaging.
 
     Raises:
-        ClipxError: as ``interpolate``.
+        ClipxError: as ``mix``.
 
     Source: Wortsman et al. 2022 (WiSE-FT), figure 1.
     """
     points = []
     for alpha in alphas:
-        put(interpolate(*ends, alpha), clip, head)
+        put(mix(*ends, alpha), clip, head)
         found = {name: measured(evaluation, clip, head) for name, evaluation in evaluations.items()}
         points.append(Point(float(alpha), found))
     return points

@@ -50,6 +50,17 @@ def zero_shot_classifier(
     return torch.cat(rows)
 
 
+def prompt_tokens(clip: CLIP, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Token ids int64 ``[C, T, L]`` of every class in every template, on the CPU.
+
+    Raises:
+        ClipxError: as ``check_prompts``.
+    """
+    check_prompts(class_names, templates)
+    prompts = [template.replace("{}", str(name)) for name in class_names for template in templates]
+    return clip.shorten(clip.tokenize(prompts)).unflatten(0, (len(class_names), len(templates)))
+
+
 def check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:
     """Check that there are class names, and templates to put them in.
 

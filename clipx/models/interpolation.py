@@ -49,12 +49,16 @@ def fisher_average(
         fishers: diagonal Fisher information of both, 0 or more; an entry that is missing counts as ones.
         floor: smallest information of a weight, above 0.
 
+    Returns:
+        As ``interpolate``; also here alpha 0 gives the first exactly, 1 the second.
+
     Raises:
-        ClipxError: as ``interpolate``.
+        ClipxError: as ``interpolate``, or a floor that is not above 0.
 
     Source: Matena and Raffel 2022, as in WiSE-FT's code.
     """
     check_alpha(alpha)
+    check_floor(floor)
     check_same_architecture(first, second)
     found = {}
     for name, start in first.items():
@@ -62,11 +66,13 @@ def fisher_average(
         if not start.is_floating_point():
             found[name] = end.clone()
             continue
-        shares = [
-            share * fisher.get(name, torch.ones_like(start)).clamp_min(floor)
-            for share, fisher in zip((1 - alpha, alpha), fishers, strict=True)
-        ]
-        found[name] = (shares[0] * start + shares[1] * end) / (shares[0] + shares[1])
+        exact = torch.promote_types(start.dtype, torch.float32)
+        one, other = (
+            weight * fisher.get(name, torch.ones_like(start)).to(exact).clamp_min(floor)
+            for weight, fisher in zip((1 - alpha, alpha), fishers, strict=True)
+        )
+        share = other / (one + other)
+        found[name] = ((1 - share) * start.to(exact) + share * end.to(exact)).to(start.dtype)
     return found
 
 
@@ -78,6 +84,16 @@ def check_alpha(alpha: float) -> None:
     """
     if not 0 <= alpha <= 1:
         raise ClipxError(f"alpha={alpha} must lie in [0, 1]", hint="0 is the first model, 1 the second")
+
+
+def check_floor(floor: float) -> None:
+    """Check the smallest information of a weight.
+
+    Raises:
+        ClipxError: it is not above 0: a weight that nothing depends on would have no value.
+    """
+    if not 0 < floor < float("inf"):
+        raise ClipxError(f"the floor of Fisher information is {floor}, must be above 0", hint="1e-8")
 
 
 def check_same_architecture(first: State, second: State) -> None:

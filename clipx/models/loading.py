@@ -59,6 +59,11 @@ def load(
     # A folder that happens to be called like an architecture is meant as ./NAME.
     architecture = name.replace("/", "-")
     own_folder = None if architecture in open_clip.list_models() else _model_folder(name)
+    if own_folder is None and Path(name).is_file():
+        raise ClipxError(
+            f"{name} is a file: a model is named by its architecture or its folder",
+            hint=f"weights: model=ARCHITECTURE model.pretrained={name}; or a folder with {CONFIG_FILE}",
+        )
     init = {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
     init = {key: value for key, value in init.items() if value is not None}
     checkpoint = None
@@ -75,11 +80,11 @@ def load(
         location, load_weights, preprocess_cfg = name, True, {}
         model_cfg = _hub_config(name)
     else:
-        name = architecture
+        given, name = name, architecture
         model_cfg = open_clip.get_model_config(name)
         if model_cfg is None:
             raise ClipxError(
-                f"there is no model {name!r}",
+                f"there is no model {given!r}",
                 hint=did_you_mean(name, [*preset_names(), *open_clip.list_models()]),
             )
         location, load_weights, preprocess_cfg = name, False, {}

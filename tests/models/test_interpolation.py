@@ -35,6 +35,22 @@ def test_the_ends_are_the_models_themselves(dtype):
     assert interpolate(first, second, 0.5)["w"].dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_ends_of_fisher_averaging_are_the_models_themselves(dtype):
+    first, second, *fishers = ({"w": torch.randn(50)} for _ in range(4))
+    first, second = ({"w": each["w"].to(dtype)} for each in (first, second))
+    fishers = tuple({"w": 1e-6 * each["w"].square()} for each in fishers)
+    assert torch.equal(fisher_average(first, second, 0, fishers)["w"], first["w"])
+    assert torch.equal(fisher_average(first, second, 1, fishers)["w"], second["w"])
+    assert fisher_average(first, second, 0.5, fishers)["w"].dtype == dtype
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, float("nan")])
+def test_a_floor_that_leaves_a_weight_without_a_value(floor):
+    with pytest.raises(ClipxError, match="must be above 0"):
+        fisher_average(FIRST, SECOND, 0.5, ({}, {}), floor=floor)
+
+
 def test_half_precision_is_mixed_in_full():
     first, second = state(2048, dtype=torch.float16), state(2050, dtype=torch.float16)
     expected = torch.tensor(0.7 * 2048 + 0.3 * 2050).half()

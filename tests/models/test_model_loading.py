@@ -155,6 +155,14 @@ def test_unknown_names_suggest_known_ones(saved):
     assert "'openai'" in caught.value.hint
 
 
+def test_a_file_is_no_model_and_is_named_as_it_was_typed(tmp_path):
+    (tmp_path / "arch.json").write_text("{}")
+    with pytest.raises(ClipxError, match=f"^{tmp_path}/arch.json is a file"):
+        load(str(tmp_path / "arch.json"))
+    with pytest.raises(ClipxError, match=f"no model '{tmp_path}/none.json'"):
+        load(str(tmp_path / "none.json"))
+
+
 def test_a_folder_called_like_an_architecture_does_not_hide_it(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ViT-B-32").mkdir()

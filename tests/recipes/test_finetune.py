@@ -12,11 +12,18 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from clipx.adapters import saving
+from clipx.adapters.linear_probe import LinearProbe
 from clipx.config import compose, resolve
 from clipx.errors import ClipxError
+from clipx.inference.before_after import Head
+from clipx.inference.fisher import fisher_of
+from clipx.inference.weight_curve import state_of
+from clipx.models.clip import images_to_features
+from clipx.models.interpolation import fisher_average
 from clipx.models.loading import load
-from clipx.recipes import merging, zeroshot
+from clipx.recipes import finetune, merging, zeroshot
 from clipx.recipes.finetune import _classifier, main
+from clipx.recipes.probed_head import probed_head
 from clipx.run import Interrupted, Run
 
 SMALL = [
@@ -151,20 +158,35 @@ def test_what_was_measured_before_is_the_model_as_it_was(run_with, saved, tmp_pa
     assert metrics["before_text_to_image_recall@1"] == plain["text_to_image_recall@1"]
 
 
-@pytest.mark.parametrize("method", ["infonce", "flyp", "flyp-ce", "ft-clip", "wise-ft"])
-def test_a_run_that_a_signal_stopped_is_resumed_to_the_same_end(run_with, begin, method):
+def stopped_after(work):
+    """The same work, after which the next reading of training data gets the signal."""
+
+    def done(*arguments):
+        found = work(*arguments)
+        stop_at["train"] = 7
+        return found
+
+    return done
+
+
+@pytest.mark.parametrize("method", ["infonce", "flyp", "flyp-ce", "lp-ft", "ft-clip", "wise-ft"])
+def test_a_run_that_a_signal_stopped_is_resumed_to_the_same_end(run_with, begin, method, monkeypatch):
     overrides = ["training.steps=6", "training.ema=0.8", "training.evaluate_every=2"]
     _, whole = run_with(*overrides, method=method)
     settings, run = begin(*overrides, method=method)
-    stop_at["train"] = 7
+    if method == "lp-ft":  # which reads the training data before it trains
+        monkeypatch.setattr(finetune, "probed_head", stopped_after(probed_head))
+    else:
+        stop_at["train"] = 7
     with pytest.raises(Interrupted), run:
         main(settings, run)
+    monkeypatch.undo()
     with Run.open(run.directory) as again:
         main(settings, again)
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
     kept = [{k: v for k, v in results(one).items() if k not in TIMED} for one in (whole, again)]
     assert kept[0] == kept[1]
-    if method == "ft-clip":
+    if method in ("ft-clip", "lp-ft"):
         one, other = (
             (each.directory / "adapter" / "head.safetensors").read_bytes() for each in (whole, again)
         )
@@ -208,13 +230,16 @@ def test_both_towers_learn_classes_that_the_prompts_did_not_tell_apart(run_with,
     assert not (run.directory / "adapter").exists()
 
 
+EMBEDDING = "objectives.cross_entropy.pool=embedding"
+
+
 def test_a_head_starts_at_the_prompts_and_is_measured_kept_and_used(run_with, saved, tmp_path):
     metrics, run = run_with(
-        "optim.lr=1e-12", "training.ema=null", method="ft-clip", forgetting={"classes": 2}
+        "optim.lr=1e-12", "training.ema=null", EMBEDDING, method="ft-clip", forgetting={"classes": 2}
     )
     assert metrics["top1"] == metrics["before_top1"] == metrics["zero_shot_top1"]
     assert "forgetting_zero_shot_top1" not in metrics  # other classes: the head has no answer
-    metrics, run = run_with("training.steps=60", "optim.lr=3e-3", method="ft-clip")
+    metrics, run = run_with("training.steps=60", "optim.lr=3e-3", EMBEDDING, method="ft-clip")
     assert metrics["top1"] > 0.9 > metrics["before_top1"]
     assert metrics["difference"] == pytest.approx(metrics["top1"] - metrics["before_top1"])
     assert changed(run, saved) == {"visual"}
@@ -230,11 +255,8 @@ def test_a_head_starts_at_the_prompts_and_is_measured_kept_and_used(run_with, sa
     del Paints.fingerprint
 
 
-PATCHES = "objectives.cross_entropy.pool=patches"
-
-
 def test_a_head_on_patches_is_measured_kept_and_used(run_with, saved, tmp_path):
-    overrides = ["training.steps=60", "optim.lr=3e-3", "optim.backbone_decay=0.5", PATCHES]
+    overrides = ["training.steps=60", "optim.lr=3e-3", "optim.backbone_decay=0.5"]
     metrics, run = run_with(*overrides, method="ft-clip")
     assert metrics["top1"] > 0.9 > metrics["before_top1"]
     start = open_clip.create_model(f"local-dir:{saved}").state_dict()
@@ -262,14 +284,38 @@ def test_a_head_on_patches_is_measured_kept_and_used(run_with, saved, tmp_path):
 
 
 def test_heads_on_patches_are_merged_with_their_like_alone(run_with, begin):
-    one, start = run_with("training.steps=10", "seed=1", PATCHES, method="ft-clip")
-    other, end = run_with("training.steps=30", PATCHES, method="ft-clip")
+    one, start = run_with("training.steps=10", "seed=1", method="ft-clip")
+    other, end = run_with("training.steps=30", method="ft-clip")
     given = [f"start={start.directory}", f"run={end.directory}", "merge.alphas=[0.5]"]
     _, run = run_with(*given, method="wise-ft")
     assert [float(row["test"]) for row in (curve(run)[0], curve(run)[2])] == [one["top1"], other["top1"]]
     settings, run = begin(f"run={end.directory}", method="wise-ft")
     with pytest.raises(ClipxError, match="a head on patches and one on embeddings"):
         main(settings, run)
+
+
+def test_lp_ft_starts_at_the_linear_probe_of_the_features_and_goes_on(run_with, saved):
+    metrics, run = run_with("optim.lr=1e-12", method="lp-ft")
+    clip, seen = load(saved), {}
+    for split in ("train", "validation", "test"):
+        examples = Paints(split).examples(range(36))
+        images = torch.stack([clip.preprocess(Image.fromarray(each["image"])) for each in examples])
+        labels = torch.tensor([each["label"] for each in examples])
+        seen[split] = images_to_features(clip, images), labels
+    probe = LinearProbe().fit(
+        *seen["train"],
+        torch.eye(3, clip.model.visual.output_dim),
+        logit_scale=1.0,
+        validation=seen["validation"],
+    )
+    head = saving.load(run.directory / "adapter" / "head.safetensors")
+    torch.testing.assert_close(head.weight_, probe.weight_, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(head.bias_, probe.bias_, rtol=1e-3, atol=1e-3)
+    right = probe.logits(seen["test"][0]).argmax(1) == seen["test"][1]
+    assert metrics["top1"] == pytest.approx(float(right.double().mean()))
+    assert metrics["top1"] > metrics["zero_shot_top1"]
+    _, trained = run_with(method="lp-ft")
+    assert changed(trained, saved) == {"visual"}
 
 
 def test_the_best_weights_on_validation_are_kept_where_they_are_asked_for(run_with):
@@ -310,18 +356,70 @@ def test_the_ends_of_the_curve_are_the_models_before_and_after(run_with, saved, 
             torch.testing.assert_close(value, (before[name] + weights(whole)[name]) / 2)
 
 
+def test_fisher_averaging_weighs_by_what_the_answers_of_each_end_depend_on(run_with, saved):
+    _, end = run_with("training.steps=30", method="ft")
+    _, other = run_with("training.steps=10", "seed=1", method="ft")
+    given = ["merge.alphas=[0.3]", "merge.alpha=0.3", "merge.fisher.samples=6", "merge.fisher.floor=1e-9"]
+    given += [f"start={other.directory}", f"run={end.directory}", "merge.average=fisher"]
+    metrics, run = run_with(*given, method="wise-ft")
+    states, fishers = [], []
+    for each in (other, end):
+        clip, trained = (
+            load(str(each.directory)),
+            saving.load(each.directory / "adapter" / "head.safetensors"),
+        )
+        head = Head(merging.linear(trained.weight_, trained.bias_), ["red", "green", "blue"])
+        states.append(state_of(clip, head))
+        options = {"templates": ["{}"], "samples": 6, "workers": 0}
+        fishers.append(fisher_of(clip, head, Paints("train"), **options))
+    expected = fisher_average(*states, 0.3, tuple(fishers), floor=1e-9)
+    for name, value in weights(run).items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected[f"clip.model.{name}"])
+    linear = 0.7 * states[0]["clip.model.visual.proj"] + 0.3 * states[1]["clip.model.visual.proj"]
+    assert (weights(run)["visual.proj"] - linear).abs().max() > 1e-4
+    rows = curve(run)
+    assert [float(rows[place]["test"]) for place in (0, 2)] == [
+        metrics["before_top1"],
+        metrics["fine_tuned_top1"],
+    ]
+
+
+def test_without_heads_the_prompts_of_both_ends_are_what_answers(run_with):
+    _, end = run_with("training.steps=20", method="flyp")
+    given = [f"run={end.directory}", "merge.alphas=[0.5]", "merge.fisher.samples=4"]
+    _, linear = run_with(*given, method="wise-ft")
+    _, fisher = run_with(*given, "merge.average=fisher", method="wise-ft")
+    name = "token_embedding.weight"
+    assert not torch.equal(weights(linear)[name], weights(fisher)[name])
+
+
+def test_the_curve_between_runs_names_both(run_with, monkeypatch):
+    _, start = run_with(method="ft")
+    _, end = run_with(method="flyp")
+    titles, draw = [], merging.draw
+    monkeypatch.setattr(merging, "draw", lambda *args, **kw: titles.append(kw["title"]) or draw(*args, **kw))
+    given = [f"run={end.directory}", "merge.alphas=[0.5]"]
+    run_with(*given, method="wise-ft")
+    run_with(*given, f"start={start.directory}", method="wise-ft")
+    assert titles == [
+        "micro to finetune/flyp/v0001: wise-ft",
+        "finetune/ft/v0001 to finetune/flyp/v0001: wise-ft",
+    ]
+
+
 def test_runs_of_every_method_can_be_merged(run_with):
-    for method in ("infonce", "ft-clip"):
+    for method in ("infonce", "ft"):
         _, whole = run_with("training.steps=30", method=method)
         given = [f"run={method}/latest", "merge.alphas=[0.3]", "merge.alpha=1"]
         metrics, run = run_with(*given, method="wise-ft")
         assert all(torch.equal(value, weights(run)[name]) for name, value in weights(whole).items())
-        assert (run.directory / "adapter").is_dir() == (method == "ft-clip")
+        assert (run.directory / "adapter").is_dir() == (method == "ft")
         assert metrics["top1"] == metrics["fine_tuned_top1"]
         assert "training_seconds" not in metrics
 
 
-@pytest.mark.parametrize(("first", "second"), [("infonce", "ft-clip"), ("ft", "infonce"), ("ft", "ft-clip")])
+@pytest.mark.parametrize(("first", "second"), [("infonce", "ft"), ("ft", "infonce"), ("ft", "ft")])
 def test_the_curve_between_two_runs_ends_at_both(run_with, first, second):
     data = {"shift": {"dark": {"shift": -60}}}
     one, start = run_with("training.steps=10", "seed=1", method=first, **data)
@@ -341,7 +439,7 @@ def test_the_curve_between_two_runs_ends_at_both(run_with, first, second):
             torch.testing.assert_close(value, (weights(start)[name] + weights(end)[name]) / 2)
     trained = [each.directory / "adapter" / "head.safetensors" for each in (start, end, run)]
     assert trained[2].is_file()
-    if (first, second) == ("ft", "ft-clip"):
+    if (first, second) == ("ft", "ft"):
         heads = [saving.load(path).weight_ for path in trained]
         torch.testing.assert_close(heads[2], (heads[0] + heads[1]) / 2)
 
@@ -410,13 +508,16 @@ def test_what_cannot_be_merged(run_with, begin, tmp_path, checkpoint, capsys):
         assert "must lie in [0, 1]" in refused(f"merge.alphas={alphas}")
     assert "alpha=2 must lie" in refused("merge.alpha=2")
     assert "is no list" in refused("merge.alphas=[]")
+    assert "did you mean 'fisher'" in refused("merge.average=fischer")
+    assert "merge.fisher.samples=0" in refused("merge.fisher.samples=0")
+    assert "must be above 0" in refused("merge.fisher.floor=0")
     assert "no run 'nowhere'" in refused("run=nowhere")
     assert "no labels to learn from" in refused(classes=0)
-    run_with(method="ft-clip")
-    said = refused("run=ft-clip/latest", f"model={checkpoint}")
+    run_with(method="ft")
+    said = refused("run=ft/latest", f"model={checkpoint}")
     assert "different architectures" in said
     assert "started from model=" in capsys.readouterr().err
-    assert "is for 3 other classes" in refused("run=ft-clip/latest", classes=2)
+    assert "is for 3 other classes" in refused("run=ft/latest", classes=2)
 
 
 @pytest.fixture
@@ -493,7 +594,7 @@ def test_mistakes_are_told_before_anything_is_trained(begin):
         assert "trains nothing" in refused(f"optim.lr={lr}")
     frozen = ["lock.image=true", "lock.text=true", "lock.scale=true"]
     assert "every parameter is frozen" in refused(*frozen)
-    for method in ("ft", "ft-clip", "flyp", "flyp-ce", "wise-ft"):
+    for method in ("ft", "ft-clip", "lp-ft", "flyp", "flyp-ce", "wise-ft"):
         assert "no labels to learn from" in refused(method=method, classes=0)
     assert "pairs=labels" in refused("pairs=captions", method="ft-clip")
     assert "did you mean 'labels'" in refused("pairs=label")
