@@ -94,33 +94,33 @@ def loss(case: Case) -> tuple[Callable[[], None], Callable[[], None]]:
 
 
 def step(case: Case) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A small and the whole pass of a model with InfoNCE over noise, its loss chunked."""
+    """A small and the whole step of a model with InfoNCE over noise, its loss chunked."""
     import torch
-    from accelerate import Accelerator
 
     from clipx.models.loading import load
     from clipx.objectives.infonce import InfoNCE
-    from clipx.training.gradient_cache import ChunkEncoder, cached_backward
+    from clipx.run import Run
+    from clipx.training.loop import Trainer
     from clipx.training.module import TrainingModule
+    from clipx.training.settings import LoopSettings
 
     torch.manual_seed(0)
-    module = TrainingModule(load(case.model), {"infonce": InfoNCE(chunk_size=256)}).train()
-    encoder, accelerator = ChunkEncoder(module), Accelerator(cpu=True)
-    side, length = module.clip.image_size, 16
-    images = torch.empty(case.pairs, 3, side, side, dtype=torch.uint8).random_(0, 256)
-    texts = torch.empty(case.pairs, length, dtype=torch.int64).random_(1, 1000)
+    module = TrainingModule(load(case.model), {"infonce": InfoNCE(chunk_size=256)})
+    side = module.clip.image_size
 
-    def stepped(pairs: int) -> None:
-        batch = {"image": images[:pairs], "text": texts[:pairs]}
-        if case.chunk:
-            seeds = range(-(-pairs // case.chunk))
-            cached_backward(
-                module, encoder, batch, size=case.chunk, seeds=list(seeds), accelerator=accelerator
-            )
-        else:
-            module(batch)["loss"].backward()
+    def stepper(pairs: int) -> Callable[[], None]:
+        batch = {
+            "image": torch.empty(pairs, 3, side, side, dtype=torch.uint8).random_(0, 256),
+            "text": torch.empty(pairs, 16, dtype=torch.int64).random_(1, 1000),
+        }
+        settings = LoopSettings(
+            steps=1, batch_size=pairs, gradient_cache=min(case.chunk, pairs) or None, schedule="constant"
+        )
+        optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+        trainer = Trainer(module, optimizer, settings, Run(None, writes=False))
+        return lambda: trainer.fit(lambda span, positions: [batch]) and None
 
-    return lambda: stepped(8), lambda: stepped(case.pairs)
+    return stepper(8), stepper(case.pairs)
 
 
 def compare(whole: Case, chunked: Case, options: argparse.Namespace) -> list[dict]:
