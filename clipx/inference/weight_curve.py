@@ -13,7 +13,6 @@ from clipx.models.interpolation import interpolate
 from clipx.tasks.classification import accuracy, outcomes
 from clipx.tasks.intervals import Estimate
 
-
 Mix = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], float], dict[str, Tensor]]
 """The weights between those at alpha 0 and those at alpha 1, at an alpha."""
 
