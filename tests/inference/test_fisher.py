@@ -10,6 +10,8 @@ from clipx.inference.before_after import Head
 from clipx.inference.fisher import diagonal_fisher, fisher_of
 from clipx.inference.weight_curve import state_of
 from clipx.models.locking import lock
+from clipx.models.patches import patch_width
+from clipx.objectives.cross_entropy import PatchHead
 
 
 def taken(weight, rows, seed=0):
@@ -97,3 +99,10 @@ def test_more_samples_are_others_and_the_same_seed_is_the_same(micro):
     name = "clip.model.visual.proj"
     assert torch.equal(one[name], again[name])
     assert not torch.equal(one[name], more[name])
+
+
+def test_of_a_head_on_patches_the_projection_answers_nothing(micro):
+    head = Head(PatchHead(patch_width(micro), 3), Noise.classes, pool="patches")
+    found = of(micro, head)
+    assert {"head.gain", "head.shift", "head.linear.weight", "clip.model.visual.conv1.weight"} <= found.keys()
+    assert "clip.model.visual.proj" not in found
