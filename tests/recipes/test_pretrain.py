@@ -154,7 +154,7 @@ def test_a_gradient_cache_trains_on_the_whole_batch(run_with):
     assert [record["loss"] for record in cached.metrics() if "loss" in record] == pytest.approx(
         [record["loss"] for record in whole.metrics() if "loss" in record], rel=1e-4
     )
-    with pytest.raises(ClipxError, match=r"training\.gradient_cache=17 must lie between 1 and the batch size"):
+    with pytest.raises(ClipxError, match=r"training\.gradient_cache=17 must lie between 1 and"):
         run_with("training.batch_size=16", "training.gradient_cache=17", *SCENES)
 
 
