@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from kills import OVERRIDES, PATIENCE, checkpoints, differences, reached, run_fo
 from clipx import console
 from clipx.run import read_status
 
+AN_HOUR = 3600.0
 NOTICE = 30.0
 """Seconds between SIGTERM and SIGKILL."""
 A_RUN = 10
@@ -62,7 +64,7 @@ def start(root: Path, arguments: Sequence[str], processes: int) -> list[forks.St
 
 def finish(started: list[forks.Start], root: Path) -> None:
     """Wait for an end that is expected to be good."""
-    codes = [each.wait(PATIENCE) for each in started]
+    codes = [each.wait(AN_HOUR) for each in started]
     if any(codes):
         said = "\n".join(path.read_text(errors="replace")[-2000:] for path in root.glob("output-*.txt"))
         raise SystemExit(f"clipx ended with exit codes {codes}:\n{said}")
@@ -126,7 +128,11 @@ def disturbed(root: Path, steps: int, processes: int, count: int, seed: int, *, 
     found: list[Stop] = []
     for target in targets(count, steps, draw):
         begun = (run / "config.yaml").exists()
+        if not begun:  # killed while its folder was made
+            shutil.rmtree(run, ignore_errors=True)
         again = ["--resume", "auto", *fresh] if queue else ["--resume", str(run)] if begun else fresh
+        if target is not None:
+            target = max(target, reached(run) + 1)  # a step that this start makes
         started = start(root, again, processes)
         stopped = stop(started, run, target, draw)
         if stopped is None:
@@ -196,7 +202,10 @@ def main() -> int:
     forks.prepare("pretrain")
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), options.restarts, options.kills, options.steps, options.seed)
+        try:
+            found = measure(Path(folder), options.restarts, options.kills, options.steps, options.seed)
+        finally:
+            forks.end_all()
     parts = {name: part for name, part in found.items() if isinstance(part, dict)}
     unlike = sum(len(part["differences"]) for part in parts.values())
     if options.json:

@@ -40,6 +40,7 @@ class Start:
     ) -> None:
         self.code: int | None = None
         self.pid = os.fork()
+        _started.append(self)
         if self.pid == 0:
             _run(arguments, output, environment or {})
 
@@ -68,6 +69,15 @@ class Start:
         """Send a signal, if it is still at work."""
         if self.poll() is None:
             os.kill(self.pid, number)
+
+
+_started: list[Start] = []
+
+
+def end_all() -> None:
+    """Kill what is still at work, as after a failure."""
+    for each in _started:
+        each.send(signal.SIGKILL)
 
 
 def launch(processes: int) -> list[dict[str, str]]:

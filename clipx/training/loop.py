@@ -1,5 +1,6 @@
 """The loop shared by everything that trains: step, log, evaluate, checkpoint, stop, resume."""
 
+import copy
 import dataclasses
 import errno
 import hashlib
@@ -27,6 +28,15 @@ from clipx.training.module import TrainingModule
 from clipx.training.optimizer import schedule_factor, set_learning_rate
 from clipx.training.progress import TrainingProgress
 from clipx.training.settings import LoopSettings
+from clipx.training.sharding import (
+    all_finite,
+    copy_whole,
+    is_sharded,
+    keep_scalars,
+    load_whole,
+    load_whole_optimizer,
+    whole,
+)
 from clipx.training.stopping import StopSignal
 
 _NOTICED = 5.0
@@ -108,7 +118,20 @@ class Trainer:
         self.evaluate = evaluate
         self.best = best
         # Convolutions run faster in channels-last on CPU and GPU alike; other layers do not notice.
-        self.module = module.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        spread = is_sharded(self.accelerator)
+        layout = torch.contiguous_format if spread else torch.channels_last  # FSDP takes no other
+        self.module = module.to(self.accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+        self._plain: TrainingModule | None = None  # of parameters that are spread: whole, to look at
+        if spread:
+            if settings.ema is not None:
+                raise ClipxError("training.ema does not go with FSDP", hint="training.ema=null")
+            if settings.gradient_cache is not None and any(True for _ in self.module.objectives.parameters()):
+                raise ClipxError(
+                    "training.gradient_cache does not go with FSDP and an objective that learns a head",
+                    hint="training.gradient_cache=null",
+                )
+            self._plain = copy.deepcopy(self.module)
+            keep_scalars(self.accelerator, self.module, optimizer)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.average: AveragedModel | None = None
         if settings.ema is not None:
@@ -134,6 +157,8 @@ class Trainer:
     @property
     def trained(self) -> TrainingModule:
         """The CLIP and its objectives to evaluate and save: the average where there is one."""
+        if self._plain is not None:
+            return self._plain
         return self.average.module if self.average is not None else self.module  # type: ignore[return-value]
 
     @property
@@ -157,7 +182,7 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(checkpoint.training["average"])
         else:
-            self.module.load_state_dict(checkpoint.tensors)
+            self.trained.load_state_dict(checkpoint.tensors)
         return step
 
     def fit(self, loader: Callable[[tuple[int, int], Positions], Iterable[dict[str, Any]]]) -> Fitted:
@@ -179,6 +204,7 @@ class Trainer:
                     began = time.perf_counter()
                     losses = self._step(step, batches)
                     self._after_step(step + 1, began, losses, progress, stop)
+            self._gather()
             for bad in gather_object([self.fitted.bad]):
                 self.fitted.bad.update(bad)
             if signum := stop.agreed(self.accelerator.device):
@@ -213,7 +239,7 @@ class Trainer:
                     norm = self.accelerator.clip_grad_norm_(
                         self.wrapped.parameters(), settings.clip_grad_norm
                     )
-                    totals["grad_norm"] = norm
+                    totals["grad_norm"] = whole(norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.module.clip.clamp_logit_scale()
@@ -358,6 +384,7 @@ class Trainer:
         assert self.evaluate is not None
         fitted = self.fitted
         self.module.eval()
+        self._gather()
         # Every process measures, so that none waits long for another, and all believe the first.
         (metrics,) = broadcast_object_list([self.evaluate(self.clip)])
         fitted.evaluation = metrics
@@ -376,6 +403,11 @@ class Trainer:
         fitted.best, fitted.best_step = score, fitted.steps
         return True
 
+    def _gather(self) -> None:
+        """Bring what is evaluated and saved up to date where parameters are spread; collective."""
+        if self._plain is not None:
+            copy_whole(self.module, self._plain)
+
     def _save(self, evaluated: bool) -> None:
         """Write a checkpoint; collective.
 
@@ -384,12 +416,14 @@ class Trainer:
         """
         fitted, done = self.fitted, self.fitted.steps
         tensors = self.module.state_dict()
-        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+        if not all_finite(tensors):
             raise self._diverged(f"a weight is not finite after step {done}")
+        tensors = whole(tensors, self.run.writes)
+        optimizer = whole(self.optimizer.state_dict(), self.run.writes)
         ranks = gather_object([{"positions": self.positions, "bad": fitted.bad}])
         if self.checkpoints is None or not self.run.writes:
             return
-        training: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        training: dict[str, Any] = {"optimizer": optimizer}
         if self.average is not None:
             training["average"] = self.average.state_dict()
         if self.accelerator.scaler is not None:
@@ -456,8 +490,8 @@ class Trainer:
     def _load(
         self, tensors: dict[str, Tensor], training: dict[str, Any], state: dict[str, Any], rank: int
     ) -> None:
-        self.module.load_state_dict(tensors)
-        self.optimizer.load_state_dict(training["optimizer"])
+        load_whole(self.module, tensors)
+        load_whole_optimizer(self.optimizer, training["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(training["average"])
         if self.accelerator.scaler is not None and "scaler" in training:
