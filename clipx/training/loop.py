@@ -1,5 +1,6 @@
 """The loop shared by everything that trains: step, log, evaluate, checkpoint, stop, resume."""
 
+import contextlib
 import copy
 import dataclasses
 import errno
@@ -148,6 +149,7 @@ class Trainer:
             self.checkpoints = Checkpoints(run.directory / "checkpoints", settings.keep)
         self.fitted = Fitted()
         self.positions: Positions = {}
+        self._pending = False  # the evaluation of the last step
         self._losses: list[Tensor] = []  # of the steps since anyone looked
         self._looked, self._look_at = time.perf_counter(), 0  # when, and at which step again
         if run.resumed:
@@ -198,6 +200,12 @@ class Trainer:
         steps, micro = self.settings.steps, self.settings.accumulate
         progress = TrainingProgress(steps, self.start, shown=self.accelerator.is_main_process)
         with StopSignal() as stop, progress:
+            if self._pending:
+                self._evaluate(progress, stop)
+                if not self._pending:
+                    self._save(True)
+                elif signum := stop.agreed(self.accelerator.device):
+                    raise Interrupted(signum)
             if self.start < steps:
                 batches = iter(loader((self.start * micro, steps * micro), self.positions))
                 for step in range(self.start, steps):
@@ -328,9 +336,11 @@ class Trainer:
             progress.update(done, values["loss"], fitted.images_per_second, fitted.data_wait)
         if logging:
             self._log(values)
-        improved = evaluating and self._evaluate(progress)
+        improved = evaluating and self._evaluate(progress, stop)
+        if self._pending:
+            signum = stop.agreed(device)
         if saving or improved or signum:
-            self._save(evaluating)
+            self._save(evaluating and not self._pending)
         if signum:
             raise Interrupted(signum)
 
@@ -379,14 +389,23 @@ class Trainer:
         self.run.log(step=self.fitted.steps, **record)
         self.accelerator.log(record, step=self.fitted.steps)
 
-    def _evaluate(self, progress: TrainingProgress) -> bool:
-        """Measure and log; whether this is the best so far."""
+    def _evaluate(self, progress: TrainingProgress, stop: StopSignal) -> bool:
+        """Measure and log; whether this is the best so far.
+
+        A signal breaks it off, for who sends one may not wait: then the evaluation is pending.
+        """
         assert self.evaluate is not None
         fitted = self.fitted
         self.module.eval()
         self._gather()
+        metrics: dict[str, float] | None = None
+        with contextlib.suppress(Interrupted), stop.at_once():
+            metrics = self.evaluate(self.clip)
         # Every process measures, so that none waits long for another, and all believe the first.
-        (metrics,) = broadcast_object_list([self.evaluate(self.clip)])
+        (metrics,) = broadcast_object_list([metrics])
+        self._pending = metrics is None
+        if metrics is None:
+            return False
         fitted.evaluation = metrics
         record = {f"validation/{name}": value for name, value in metrics.items()}
         self.run.log(step=fitted.steps, **record)
@@ -432,6 +451,7 @@ class Trainer:
             "best": fitted.evaluation.get(self.best) if evaluated else None,
             "fitted": dataclasses.asdict(dataclasses.replace(fitted, bad={})),
             "ranks": ranks,
+            "pending": self._pending,
             "pairs": self.settings.batch_size * self.accelerator.num_processes,
         }
         try:
@@ -496,6 +516,7 @@ class Trainer:
             self.average.load_state_dict(training["average"])
         if self.accelerator.scaler is not None and "scaler" in training:
             self.accelerator.scaler.load_state_dict(training["scaler"])
+        self._pending = bool(state.get("pending"))
         fitted = Fitted(**state["fitted"])
         ranks = state["ranks"]
         if rank < len(ranks):

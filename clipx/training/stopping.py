@@ -1,15 +1,18 @@
 """Stop cleanly: a signal asks, the loop finishes its step."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 
 from clipx import console
+from clipx.run import Interrupted
 from clipx.training.distributed import world
 
 _NOTE = b"stopping after this step; Ctrl-C stops at once\n"
@@ -26,6 +29,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._eager = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -48,6 +52,24 @@ class StopSignal:
             # A handler may run in the middle of a print, where another print is an error.
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _NOTE)
         self.received = number
+        if self._eager:
+            raise Interrupted(number)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block a signal raises Interrupted; one that was noted before does so at its start."""
+        self._eager = True
+        try:
+            if self.received is not None:
+                raise Interrupted(self.received)
+            yield
+        except Exception as error:
+            if self.received is None:
+                raise
+            # It struck inside a library that made another exception of it.
+            raise Interrupted(self.received) from error
+        finally:
+            self._eager = False
 
     def agreed(self, device: torch.device) -> int | None:
         """The signal that any process received, so that all stop after the same step; collective."""
