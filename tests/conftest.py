@@ -1,3 +1,9 @@
+import os
+
+# Before torch is loaded: workers share the cores, and what they start does.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
