@@ -31,9 +31,10 @@ def builder():
 
 
 def commands(page: Path) -> list[str]:
-    """The lines ``$ clipx ...`` of the console blocks of a page."""
+    """The lines ``$ clipx ...`` of the console blocks of a page, also behind a launcher."""
     blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    lines = [re.sub(r"^(?:accelerate launch|torchrun|srun) .*?(?=clipx )", "", line) for line in lines]
     return [line for line in lines if line.startswith("clipx ")]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,6 +196,22 @@ def test_a_configuration_of_accelerate_decides_how_processes_share(tmp_path, mon
     assert name == ("deepspeed_launcher" if kind == "DEEPSPEED" else "multi_gpu_launcher")
     assert asked.num_processes == 4
     assert (asked.use_fsdp or asked.use_deepspeed) == decides
+
+
+def test_the_configuration_that_the_page_shows_spreads_parameters(tmp_path, monkeypatch):
+    from accelerate.commands import launch
+
+    page = (HERE.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
+    file = tmp_path / "fsdp.yaml"
+    file.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    seen = []
+    monkeypatch.setattr(launch, "multi_gpu_launcher", seen.append)
+    launch.launch_command(
+        launch.launch_command_parser().parse_args(["--config_file", str(file), "-m", "clipx", "pretrain"])
+    )
+    (asked,) = seen
+    assert (asked.num_processes, asked.use_fsdp, asked.fsdp_version) == (8, True, 2)
+    assert asked.fsdp_transformer_layer_cls_to_wrap == "ResidualAttentionBlock"
 
 
 PLACES = ("RANK", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION")
