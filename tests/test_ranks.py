@@ -98,7 +98,7 @@ def test_a_launch_of_two_processes_ends_as_one_command(tmp_path):
         time.sleep(0.02)
     ranks_at_work = psutil.Process(started.pid).children()
     started.send_signal(signal.SIGTERM)
-    _, said = started.communicate(timeout=60)
+    _, said = started.communicate(timeout=180)
     assert started.returncode == 143
     assert said.count("error: ") == said.count("stopped by SIGTERM") == 1
     assert f"clipx pretrain --resume {run} --processes 2" in said
