@@ -93,6 +93,8 @@ def stop(started: list[forks.Start], run: Path, target: int | None, draw: random
         each.send(signal.SIGTERM if by == "SIGTERM" else signal.SIGKILL)
     late = False
     for each in started:
+        if by == "SIGKILL of one" and each not in hit:
+            each.send(signal.SIGTERM)  # as launchers do
         try:
             each.wait(NOTICE)
         except TimeoutError:  # as a scheduler does

@@ -22,6 +22,8 @@ _PLACES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Where the launchers that Accelerate knows write a process's place."""
 _BY_FILE = {"FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"}
 """Kinds of an Accelerate configuration that say more than how many processes."""
+_FOR_A_CHECKPOINT = 180
+"""Seconds from a signal, or the end of one process, to the SIGKILL of those that are left."""
 _PATIENCE = 10.0
 """Seconds that a process has to end by itself when its launcher has."""
 
@@ -85,7 +87,7 @@ def start(argv: Sequence[str], processes: int, *, debug: bool = False) -> int:
     arguments += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # the run's configuration says it
     arguments += [] if kind in _BY_FILE else ["--multi_gpu"]  # the launcher's word for one process a rank
     parsed = launch_command_parser().parse_args([*arguments, "--module", "clipx", *argv])
-    parsed.shutdown_timeout = 3600  # who sends the signal decides how long there is for a checkpoint
+    parsed.shutdown_timeout = _FOR_A_CHECKPOINT
     if not debug:
         _hush("torch.distributed", "accelerate")
     try:

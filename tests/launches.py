@@ -95,6 +95,16 @@ def main(folder: Path) -> dict[str, object]:
     found["one"] = one.wait(PATIENCE)
     found["one losses"] = losses(run)
 
+    # The other one never comes: the waiting ends when the launcher says so.
+    place = {**SLURM, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    lonely = forks.Start(["pretrain", *SMALL, "training.steps=2"], folder / "lonely-0.txt", place)
+    deadline = time.monotonic() + PATIENCE
+    while not (family / "v0005" / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(1.0)
+    lonely.send(signal.SIGTERM)
+    found["lonely"] = lonely.wait(PATIENCE)
+
     found["runs"] = sorted(path.name for path in family.iterdir())
     return found
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_cli import clipx, home, stub
 
 from clipx import ranks
 from clipx.commands.recipe import Options, execute
 from clipx.errors import ClipxError
 from clipx.run import read_metrics, read_status
 
+__all__ = ["clipx", "home"]
 HERE = Path(__file__).parent
 SMALL = ["model=micro", "data.size=64", "data.validation_size=16", "data.test_size=16", "data.image_size=32"]
 SMALL += ["training.batch_size=8", "training.log_every=1", "loader.workers=0", "training.steps=2000"]
@@ -39,7 +41,7 @@ def tasks(tmp_path_factory):
 def test_tasks_of_slurm_train_one_model_and_one_writes(tasks):
     assert tasks["whole"] == [0, 0]
     assert tasks["whole status"]["status"] == "completed"
-    assert tasks["runs"] == ["v0001", "v0002", "v0003", "v0004"]
+    assert tasks["runs"] == ["v0001", "v0002", "v0003", "v0004", "v0005"]
     assert tasks["ranks"] == 2
     assert tasks["whole-0"].count("top1") >= 1
     assert tasks["whole-1"] == ""
@@ -83,6 +85,11 @@ def test_what_two_processes_began_one_goes_on_with(tasks):
     assert all(before[step] == after[step] for step in "1234")
     # The same 16 pairs in steps 5 and 6: another batch would differ in the second digit.
     assert all(abs(before[step] - after[step]) < 1e-4 for step in "56")
+
+
+def test_a_process_that_waits_for_another_can_be_stopped(tasks):
+    assert tasks["lonely"] == 143
+    assert "error: stopped by SIGTERM" in tasks["lonely-0"]
 
 
 @pytest.mark.slow
@@ -212,6 +219,15 @@ def test_the_configuration_that_the_page_shows_spreads_parameters(tmp_path, monk
     (asked,) = seen
     assert (asked.num_processes, asked.use_fsdp, asked.fsdp_version) == (8, True, 2)
     assert asked.fsdp_transformer_layer_cls_to_wrap == "ResidualAttentionBlock"
+
+
+def test_a_process_that_does_not_write_keeps_its_own_account_of_a_sweep(clipx, home, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    done = clipx("pretrain", "-m", "seed=13,1")
+    assert done.code == 1
+    assert [config.seed for config, _ in stub.seen] == [13, 1]
+    assert done.out == ""
+    assert not list(home.glob("outputs/pretrain"))
 
 
 PLACES = ("RANK", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION")

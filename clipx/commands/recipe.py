@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -179,9 +180,8 @@ def carry_out(
     """
     outcome = Outcome(code=0, method=method)
     outcome.run = str(run.directory) if run.directory else None
-    stdout = sys.stderr if options.json or options.quiet else sys.stdout
     try:
-        with run, _lost_peers(), _termination(), contextlib.redirect_stdout(stdout), _disk_problems(run):
+        with run, _lost_peers(), _termination(), _prints(options), _disk_problems(run):
             outcome.metrics = console.finite(work() or {})
             run.results({"metrics": outcome.metrics})
     except ClipxError as error:
@@ -222,7 +222,7 @@ def _hydra_main(
         context = HydraConfig.get()
         config.named(composed, options.command, dict(context.runtime.choices))
         outcome = _job(options, composed, list(context.overrides.task))
-        if ledger is None:
+        if ledger is None or not is_main_process():
             outcomes.append(outcome)
         else:
             with ledger.open("a", encoding="utf-8") as file:
@@ -238,6 +238,7 @@ def _hydra_main(
 
 def _job(options: Options, composed: DictConfig, overrides: list[str]) -> Outcome:
     """One run from its composed configuration; in a sweep it may be in a process of its own."""
+    ranks.settle()
     console.configure(quiet=options.quiet, heard=is_main_process())
     config.import_from(options.config_dir)
     shown = [override for override in overrides if not override.startswith("method/")]
@@ -380,6 +381,15 @@ def _seconds(directory: Path) -> float | None:
     with contextlib.suppress(OSError, ValueError):
         return json.loads((directory / "status.json").read_text(encoding="utf-8")).get("seconds")
     return None
+
+
+@contextlib.contextmanager
+def _prints(options: Options) -> Iterator[None]:
+    """Where a recipe's own prints go: nowhere in the processes that leave it to the main process."""
+    with open(os.devnull, "w") as nowhere:
+        aside = sys.stderr if options.json or options.quiet else sys.stdout
+        with contextlib.redirect_stdout(aside if is_main_process() else nowhere):
+            yield
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """The processes of one launch: how they find each other, agree, and speak with one voice."""
 
+import datetime
 import hashlib
 import os
+import time
 from typing import Any
 
 import torch.distributed as dist
@@ -12,6 +14,8 @@ from clipx.errors import ClipxError
 from clipx.run import is_main_process, launched
 from clipx.training.distributed import world
 
+_WAITING = 1800.0
+"""Seconds that the processes of a launch wait for each other."""
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "recv, got 0 bytes")
 """What gloo, NCCL and the store say when a process at the other end is gone."""
 
@@ -25,6 +29,7 @@ def join_launch() -> PartialState:
     Raises:
         ClipxError: the others did not come.
     """
+    met = _meet()  # held until torch has a hold of its own on the store
     meant = os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes", "on"}
     try:
         state = PartialState(cpu=meant)
@@ -42,7 +47,48 @@ def join_launch() -> PartialState:
             f"{launched()} processes were launched, and {state.num_processes} are in the group",
             hint="launch with --processes, torchrun, accelerate launch or srun",
         )
+    del met
     return state
+
+
+def _meet() -> dist.TCPStore | None:
+    """Wait until all processes of the launch are here, so that a signal can end the waiting.
+
+    In the waiting of torch's own rendezvous Python's handlers of signals do not run: where another process
+    died on its way, this one would outlive the SIGTERM of their launcher.
+    """
+    if launched() == 1 or dist.is_initialized() or "MASTER_ADDR" not in os.environ:
+        return None
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    keeps = os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store, key, until = None, f"clipx/met/{attempt}", time.monotonic() + _WAITING
+    while store is None or store.add(key, 0) < launched():
+        if store is None:
+            store = _store(keeps)
+            if store is not None:
+                store.add(key, 1)
+        if time.monotonic() > until:
+            met = 0 if store is None else store.add(key, 0)
+            raise ClipxError(
+                f"{met} of the {launched()} processes of this launch came within {_WAITING / 60:.0f} minutes",
+                hint="are all of them started, and is MASTER_ADDR the first one's machine?",
+            )
+        time.sleep(0.02)
+    return store
+
+
+def _store(keeps: bool) -> dist.TCPStore | None:
+    """The store at the address where the launch meets; None where nobody keeps it yet."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", "29500"))
+    patience = datetime.timedelta(seconds=300 if keeps else 1)
+    try:
+        return dist.TCPStore(
+            address, port, None, keeps, timeout=patience, wait_for_workers=False, multi_tenant=True
+        )
+    except dist.DistError:
+        if keeps:
+            raise
+        return None
 
 
 def told(value: Any) -> Any:
