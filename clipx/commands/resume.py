@@ -116,9 +116,10 @@ def newest(root: Path, settings: DictConfig, argv: Sequence[str]) -> TakenUp | N
             continue
         changes = _changes(stored, settings)
         refused = {key: change for key, change in changes.items() if not key.startswith(_FREE)}
-        finished = read_status(path).get("status") == "completed"
+        status = read_status(path).get("status")
+        finished = status == "completed"
         if refused:
-            if not finished and another is None:
+            if status in ("interrupted", "failed") and another is None:
                 another = path, refused
             continue
         if not finished:
