@@ -81,7 +81,7 @@ def stop(started: list[forks.Start], run: Path, target: int | None, draw: random
         if time.monotonic() > deadline:
             raise SystemExit(f"no step {target} within {PATIENCE:.0f} s, see {run.parents[2]}")
         time.sleep(0.002)
-    time.sleep(draw.uniform(0, 3 if target is None else 0.25))
+    time.sleep(draw.uniform(0, 1.5 if target is None else 0.2))
     if all(each.poll() is not None for each in started):
         return None
     partial = [*run.glob("checkpoints/.step-*"), *run.glob(".model.*")]
@@ -118,9 +118,9 @@ def stop(started: list[forks.Start], run: Path, target: int | None, draw: random
 
 def targets(count: int, steps: int, draw: random.Random) -> Iterator[int | None]:
     """Steps to stop after, ascending, so that every start gets as far; one in five does not get to train."""
-    drawn = sorted(draw.randrange(1, steps - 1) for _ in range(count))
-    for number, target in enumerate(drawn):
-        yield None if number % 5 == 4 else target
+    for number in range(count):
+        first, end = number * (steps - 2) // count, (number + 1) * (steps - 2) // count
+        yield None if number % 5 == 4 else draw.randrange(first, max(end, first + 1)) + 1
 
 
 def disturbed(root: Path, steps: int, processes: int, count: int, seed: int, *, queue: bool) -> list[Stop]:
@@ -140,9 +140,12 @@ def disturbed(root: Path, steps: int, processes: int, count: int, seed: int, *, 
         if stopped is None:
             finish(started, root)
             break
-        found.append(stopped)
-        if begun and (status := read_status(run)["status"]) not in ("interrupted", "failed"):
+        status = read_status(run)["status"] if begun else "interrupted"
+        if status == "completed":  # it was about to end, and had said so
+            break
+        if status not in ("interrupted", "failed"):
             raise SystemExit(f"a run that was stopped calls itself {status}")
+        found.append(stopped)
     if queue:
         for _ in range(2):  # to the end, and once more, as a queue does that does not know
             finish(start(root, ["--resume", "auto", *fresh], processes), root)
@@ -165,7 +168,7 @@ def undisturbed(root: Path, steps: int, processes: int) -> float:
 
 def measure(folder: Path, restarts: int, kills: int, steps: int, seed: int) -> dict[str, Any]:
     """All stops, and what differs in the end, by the kind of the run."""
-    queue_steps = max(steps, 4 * restarts)
+    queue_steps = max(steps, 10 * restarts)
     seconds = [undisturbed(folder / f"whole-{processes}", steps, processes) for processes in (1, 2)]
     wholes = {1: folder / "whole-1", 2: folder / "whole-2"}
     if queue_steps != steps:

@@ -108,7 +108,7 @@ def test_a_launch_of_two_processes_ends_as_one_command(tmp_path):
     _, said = started.communicate(timeout=180)
     assert started.returncode == 143
     assert said.count("error: ") == said.count("stopped by SIGTERM") == 1
-    assert f"clipx pretrain --resume {run} --processes 2" in said
+    assert f"clipx pretrain --resume {run.relative_to(tmp_path)} --processes 2" in said
     assert "Traceback" not in said
     assert read_status(run)["status"] == "interrupted"
     assert (run / "command.txt").read_text().startswith("clipx pretrain --processes 2 ")

@@ -74,9 +74,9 @@ def test_large_batches(tmp_path):
         *(("step", 256, 0), ("step", 256, 32)),
     ]
     assert all(row["rounds"][0]["seconds"] > 0 for row in rows)
-    # The matrix of logits is 16 MiB, held more than once; a chunk is a 32nd of it.
+    # The matrix of logits is 16 MiB, held twice (of which a part may be in hand); a chunk is a 32nd of it.
     for whole, chunked in ((rows[0], rows[1]), (rows[3], rows[4])):
-        assert whole["rounds"][0]["extra"] > 2 * 2**24
+        assert whole["rounds"][0]["extra"] > 1.5 * 2**24
         assert chunked["memory_ratio"] < 0.25
     assert rows[7]["memory_ratio"] < 0.5
     assert printed.count("aim") == 4
