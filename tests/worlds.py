@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from clipx.errors import ClipxError
+from clipx.objectives.heads import BatchNormAcross
 from clipx.objectives.infonce import InfoNCE
 from clipx.objectives.siglip import SigLIP
 from clipx.training.distributed import exchange, foreign_rows, gather_rows, world
@@ -77,6 +78,7 @@ def run(rank, size, folder):
     found["gathered"] = gather_rows(own)
     for how in ("bidir", "shift", "reduce", "gather"):
         found[f"foreign {how}"] = [block.clone() for block in foreign_rows(own, how)]
+    found["batch norm"] = normed(rank, size)
     images, texts = pairs(size)
     mine = slice(rank * ROWS, (rank + 1) * ROWS)
     for name, build in CASES.items():
@@ -100,6 +102,17 @@ def unequal(rank):
         except ClipxError as error:
             messages.append(error.message)
     return messages
+
+
+def normed(rank, size):
+    """Rows after a batch norm over all processes, what flows back into them, and what it remembers."""
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(2 * size * ROWS, 5, generator=generator, dtype=torch.float64)
+    mine = slice(rank * ROWS, (rank + 1) * ROWS)
+    own, norm = rows[mine].clone().requires_grad_(), BatchNormAcross(5).double()
+    after = norm(own)
+    after.square().mul(torch.arange(size * ROWS)[mine, None]).mean().backward()
+    return {"rows": after.detach(), "gradient": own.grad, "state": norm.state_dict()}
 
 
 def exchanged(rank):

@@ -78,6 +78,12 @@ FIELDS = {
             "an image the caption is false of",
             "data=scenes data.negatives=true",
         ),
+        Field(
+            "image_view_1", "[B, 3, H, W]", "float32", "another view of the image, see augment.view", "any"
+        ),
+        Field("image_view_2", "[B, 3, H, W]", "float32", "one more view of the image", "any"),
+        Field("text_view_1", "[B, L]", "int64", "another view of the caption, see augment.text_view", "any"),
+        Field("text_view_2", "[B, L]", "int64", "one more view of the caption", "any"),
         Field("boxes", "[B, K, 4]", "float32", "x0, y0, x1, y1 in pixels, padded with -1", "data=scenes"),
         Field("masks", "[B, K, H, W]", "bool", "visible pixels of every object", "data=scenes"),
         Field(
@@ -86,10 +92,16 @@ FIELDS = {
     )
 }
 
-IMAGE_FIELDS = ("image", "negative_image")
+IMAGE_VIEWS = ("image_view_1", "image_view_2")
+"""Fields that hold further views of ``image``, which any source gives."""
+
+TEXT_VIEWS = ("text_view_1", "text_view_2")
+"""Fields that hold further views of ``text``."""
+
+IMAGE_FIELDS = ("image", "negative_image", *IMAGE_VIEWS)
 """Fields that hold images."""
 
-TOKEN_FIELDS = ("text", "negative_text")
+TOKEN_FIELDS = ("text", "negative_text", *TEXT_VIEWS)
 """Fields that hold token ids."""
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from clipx.data.fields import UNLABELLED
+from clipx.data.fields import IMAGE_VIEWS, TEXT_VIEWS, UNLABELLED
 from clipx.data.order import TrainingOrder, sample_generator
 from clipx.data.transforms import TrainTransform, to_tensor
+from clipx.data.views import Views
 from clipx.errors import BadSample, ClipxError, kind_of
 from clipx.machine import own_cores
 
@@ -91,18 +92,24 @@ class _Encoder:
         tokenize: Callable[[list[str]], Tensor],
         templates: Sequence[str],
         extras: Sequence[str],
+        views: Views | None = None,
     ) -> None:
         self.classes = source.classes
         self.transform = transform
         self.tokens = _Tokens(tokenize)
         self.templates = list(templates)
         self.extras = list(extras)
+        self.views = views
+        self.image_views = [name for name in IMAGE_VIEWS if name in self.extras]
+        self.text_views = [name for name in TEXT_VIEWS if name in self.extras]
 
     def __call__(self, example: Any, index: int, generator: np.random.Generator) -> dict[str, Any]:
         captions = captions_of(example, self.classes, self.templates)
+        image = self.transform(example["image"], generator)
+        caption = captions[int(generator.integers(len(captions)))]
         item = {
-            "image": self.transform(example["image"], generator),
-            "text": self.tokens(captions[int(generator.integers(len(captions)))]),
+            "image": image,
+            "text": self.tokens(caption),
             "label": example.get("label", UNLABELLED),
             "index": index,
         }
@@ -113,6 +120,11 @@ class _Encoder:
         for name in ("boxes", "masks", "depth"):
             if name in self.extras:
                 item[name] = torch.as_tensor(np.asarray(example[name]))
+        if self.views is not None:
+            for name in self.image_views:
+                item[name] = self.views.image(example["image"], generator)
+            texts = self.views.texts(caption, captions, generator, self.text_views)
+            item |= {name: self.tokens(text) for name, text in texts.items()}
         return item
 
 
@@ -294,6 +306,7 @@ def training_loader(
     rank: int = 0,
     world: int = 1,
     positions: Mapping[int, Sequence[int]] | None = None,
+    views: Views | None = None,
 ) -> DataLoader:
     """Batches of steps ``first`` to ``end`` of a run, for one process.
 
@@ -311,6 +324,7 @@ def training_loader(
         rank: of this process in ``world``.
         positions: of a stream's workers, as batches reported them, to go on from; with ``workers`` None as
             many workers as then.
+        views: what makes the views that ``extras`` ask for.
 
     Raises:
         ClipxError: fewer than two samples, or another number of workers than that which read a stream so far;
@@ -323,7 +337,7 @@ def training_loader(
     """
     workers = worker_count(workers) if not positions else _as_before(workers, positions)
     used = templates or getattr(source, "templates", None) or DEFAULT_TEMPLATES
-    encoder = _Encoder(source, transform, tokenize, used, extras)
+    encoder = _Encoder(source, transform, tokenize, used, extras, views)
     common: dict[str, Any] = {
         "num_workers": workers,
         "pin_memory": torch.cuda.is_available(),

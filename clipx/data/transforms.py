@@ -127,11 +127,7 @@ class TrainTransform:
 
     def __call__(self, image: Any, generator: np.random.Generator) -> Tensor:
         """Crop, resize, and what else was asked for: uint8 ``[3, size, size]``."""
-        picture = to_pil(image)
-        box = self._box(*picture.size, generator)
-        picture = picture.resize((self.size, self.size), self.resample, box=box)
-        if self.flip and generator.random() < self.flip:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        picture = self.cropped(to_pil(image), generator)
         if self.changed:
             with seeded_from(generator):
                 picture = self.changed(picture)
@@ -140,6 +136,14 @@ class TrainTransform:
             with seeded_from(generator):
                 tensor = self.erased(tensor)
         return tensor
+
+    def cropped(self, picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+        """Crop, resize and mirror alone."""
+        box = self._box(*picture.size, generator)
+        picture = picture.resize((self.size, self.size), self.resample, box=box)
+        if self.flip and generator.random() < self.flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return picture
 
     def _box(self, width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
         for _ in range(10):

@@ -67,6 +67,34 @@ def info_nce(
     ) / 2
 
 
+def info_nce_across(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    logit_bias: Tensor | float | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``info_nce`` of this process's rows against those of all processes; collective.
+
+    The mean over processes has the value and the gradient of one process with all rows.
+
+    Raises:
+        ClipxError: processes hold batches of different size, or what ``info_nce`` raises.
+    """
+    check_equal_rows(image)
+    return info_nce(
+        image,
+        text,
+        logit_scale,
+        logit_bias=logit_bias,
+        label_smoothing=label_smoothing,
+        all_image=gather_rows(image),
+        all_text=gather_rows(text),
+        offset=world()[0] * len(image),
+    )
+
+
 def chunked_info_nce(
     image: Tensor,
     text: Tensor,

@@ -9,8 +9,10 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from clipx import console
+from clipx.data.fields import IMAGE_VIEWS, TEXT_VIEWS
 from clipx.data.loading import is_stream, training_loader
 from clipx.data.transforms import TrainTransform
+from clipx.data.views import views_of
 from clipx.errors import ClipxError, missing_extra
 from clipx.inference.evaluation import Evaluation
 from clipx.models.clip import CLIP
@@ -165,6 +167,9 @@ def batches(
     """
     rank, size = world()
     options: dict[str, Any] = dict(OmegaConf.to_container(config.augment))  # type: ignore[arg-type]
+    changed = {name: options.pop(name) for name in ("view", "text_view") if name in options}
+    extras = [field for field in needs if field not in _ALWAYS]
+    views = views_of(clip.image_size, changed) if {*IMAGE_VIEWS, *TEXT_VIEWS} & {*extras} else None
     transform = TrainTransform(
         clip.image_size, mean=clip.preprocess_cfg["mean"], std=clip.preprocess_cfg["std"], **options
     )
@@ -173,7 +178,8 @@ def batches(
         transform=transform,
         tokenize=clip.tokenize,
         templates=templates,
-        extras=[field for field in needs if field not in _ALWAYS],
+        extras=extras,
+        views=views,
         batch_size=batch_size,
         seed=config.seed,
         steps=steps,

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from clipx.config import build, flat
+from clipx.data.fields import IMAGE_VIEWS, TEXT_VIEWS
 from clipx.data.loading import is_stream
 from clipx.errors import ClipxError
 from clipx.models.clip import CLIP
@@ -36,7 +37,7 @@ def open_source(node: DictConfig, split: str) -> Any:
 
 def batch_fields(source: Any) -> set[str]:
     """Batch fields that a source gives, judged by its first good example; of a stream the usual ones."""
-    fields: set[str] = {"image", "text", "label", "index"}
+    fields: set[str] = {"image", "text", "label", "index", *IMAGE_VIEWS, *TEXT_VIEWS}
     if is_stream(source):
         return fields
     for place in range(min(len(source), _LOOKED_AT)):

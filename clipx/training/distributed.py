@@ -91,6 +91,11 @@ def foreign_rows(rows: Tensor, how: str = "bidir") -> Iterator[Tensor]:
             yield exchange((rightward,), (1,))[0]
 
 
+def sum_across(values: Tensor) -> Tensor:
+    """The sum over processes of a tensor, of the same shape in all; differentiable and collective."""
+    return values if _group()[1] == 1 else _Sum.apply(values)
+
+
 def exchange(tensors: tuple[Tensor, ...], hops: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Send tensor i to the process ``hops[i]`` to the right, receive its like from as far to the left.
 

@@ -19,13 +19,19 @@ class Encoded:
         clip: the model.
         batch: images uint8 ``[B, 3, H, W]``, token ids int64 ``[B, L]``, on the model's device.
         embeddings: by field, where they are known already.
+        progress: share of the training that is done, a scalar in [0, 1), for weights that change on the way.
     """
 
     def __init__(
-        self, clip: CLIP, batch: dict[str, Any], embeddings: Mapping[str, Tensor] | None = None
+        self,
+        clip: CLIP,
+        batch: dict[str, Any],
+        embeddings: Mapping[str, Tensor] | None = None,
+        progress: Tensor | float = 0.0,
     ) -> None:
         self.clip = clip
         self.batch = batch
+        self.progress = progress
         self._cache = dict(embeddings or {})
         self._patches: dict[str, Tensor] = {}
         kind = clip.device.type

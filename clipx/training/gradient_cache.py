@@ -72,7 +72,7 @@ def cached_backward(
     whole = {field: torch.cat([each[field] for each in found]).requires_grad_() for field in fields}
     torch.manual_seed(seed)
     with accelerator.autocast():  # of texts that no field holds
-        losses = module.terms(Encoded(module.clip, batch, whole))
+        losses = module.terms(module.encoded(batch, whole))
     # The logit scale, the bias and what the objectives own are not reached through embeddings.
     direct = [parameter for parameter in module.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(losses["loss"], [*whole.values(), *direct], allow_unused=True)

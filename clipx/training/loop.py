@@ -126,6 +126,12 @@ class Trainer:
         if spread:
             if settings.ema is not None:
                 raise ClipxError("training.ema does not go with FSDP", hint="training.ema=null")
+            following = [name for name, each in module.objectives.items() if hasattr(each, "after_step")]
+            if following:
+                raise ClipxError(
+                    f"{' + '.join(following)} follows the weights after each step, and cannot with FSDP",
+                    hint="train it with DistributedDataParallel: distributed_type: MULTI_GPU",
+                )
             if settings.gradient_cache is not None and any(True for _ in self.module.objectives.parameters()):
                 raise ClipxError(
                     "training.gradient_cache does not go with FSDP and an objective that learns a head",
@@ -235,6 +241,7 @@ class Trainer:
             step, settings.steps, name=settings.schedule, warmup=settings.warmup, cooldown=settings.cooldown
         )
         set_learning_rate(self.optimizer, self.base_rates, factor)
+        self.module.progress.fill_(step / settings.steps)
         self.wrapped.train()
         totals: dict[str, Tensor] = {}
         for micro in range(settings.accumulate):
@@ -251,6 +258,7 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.module.clip.clamp_logit_scale()
+        self.module.after_step((step + 1) / settings.steps)
         if self.average is not None:
             self.average.update_parameters(self.module)
             average, current = dict(self.average.module.named_buffers()), dict(self.module.named_buffers())

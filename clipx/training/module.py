@@ -21,7 +21,8 @@ class TrainingModule(nn.Module):
         objectives: name -> module with ``needs`` and ``forward(encoded) -> {name: scalar}``; one whose
             ``forward`` sees the images and texts of a batch through their pooled embeddings alone says
             ``pooled = True``, and can train with a gradient cache; one that sees the patches of some fields
-            names them as ``patched``.
+            names them as ``patched``; one with ``after_step(clip, progress)``, such as that of a tower that
+            follows another, is called after every optimizer step.
         weights: name -> factor of its terms in the sum, 1 where missing.
     """
 
@@ -32,6 +33,8 @@ class TrainingModule(nn.Module):
         self.clip = clip
         self.objectives = nn.ModuleDict(objectives)
         self.weights = dict(weights or {})
+        self.progress: Tensor
+        self.register_buffer("progress", torch.zeros(()), persistent=False)
 
     @property
     def needs(self) -> list[str]:
@@ -45,7 +48,18 @@ class TrainingModule(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Every term, unweighted, and their weighted sum as ``loss``."""
-        return self.terms(Encoded(self.clip, batch))
+        return self.terms(self.encoded(batch))
+
+    def encoded(self, batch: dict[str, Any], embeddings: Mapping[str, Tensor] | None = None) -> Encoded:
+        """A batch as the objectives see it; ``embeddings`` as ``Encoded`` takes them."""
+        return Encoded(self.clip, batch, embeddings, self.progress)
+
+    @torch.no_grad()
+    def after_step(self, done: float) -> None:
+        """Let objectives follow an optimizer step; ``done`` in (0, 1] is the share of steps so far."""
+        for objective in self.objectives.values():
+            if follow := getattr(objective, "after_step", None):
+                follow(self.clip, done)
 
     def terms(self, encoded: Encoded) -> dict[str, Tensor]:
         """What ``forward`` returns, of an encoded batch."""
