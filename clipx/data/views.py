@@ -68,7 +68,7 @@ class ImageView:
         self.jitter_share = jitter_share
         self.gray = gray
         self.blur = blur
-        self.blur_sigma = tuple(blur_sigma)
+        self.blur_sigma = blur_sigma
         self.solarize = solarize
 
     def __call__(self, image: Any, generator: np.random.Generator) -> Tensor:
@@ -92,7 +92,7 @@ class ImageView:
         from torchvision.transforms import ColorJitter
 
         with seeded_from(generator):
-            return ColorJitter(*self.jitter)(picture)  # type: ignore[arg-type]
+            return ColorJitter(*self.jitter)(picture)
 
 
 class Views:

@@ -167,7 +167,7 @@ def batches(
     """
     rank, size = world()
     options: dict[str, Any] = dict(OmegaConf.to_container(config.augment))  # type: ignore[arg-type]
-    changed = {name: options.pop(name) for name in ("view", "text_view") if name in options}
+    changed: dict[str, Any] = {name: options.pop(name) for name in ("view", "text_view") if name in options}
     extras = [field for field in needs if field not in _ALWAYS]
     views = views_of(clip.image_size, changed) if {*IMAGE_VIEWS, *TEXT_VIEWS} & {*extras} else None
     transform = TrainTransform(

@@ -35,7 +35,7 @@ class Momentum(nn.Module):
             module: of the same architecture.
             momentum: the share that is kept, in [0, 1].
         """
-        own = list(self.module.parameters())
+        own: list[Tensor] = list(self.module.parameters())
         others = [each.detach().to(mine) for mine, each in zip(own, module.parameters(), strict=True)]
         if own:
             torch._foreach_lerp_(own, others, 1 - momentum)
