@@ -48,11 +48,22 @@ def rewritten(folder, target, change):
 
 
 def test_presets_are_small_and_complete():
-    assert preset_names() == ["micro", "tiny"]
-    tiny = load("tiny")
-    assert sum(parameter.numel() for parameter in tiny.parameters()) < 5e6
-    assert tiny.image_size == 40
-    assert tiny.tokenize(["a red circle"]).shape == (1, 32)
+    assert preset_names() == ["micro", "tiny", "tiny-vit"]
+    for name in ("tiny", "tiny-vit"):
+        clip = load(name)
+        assert sum(parameter.numel() for parameter in clip.parameters()) < 5e6
+        assert clip.image_size == 40
+        assert clip.tokenize(["a red circle"]).shape == (1, 32)
+
+
+def test_the_towers_of_the_tiny_vit_are_alike():
+    model = load("tiny-vit").model
+    assert model.visual.grid_size == (8, 8)
+    shapes = [
+        {name: value.shape for name, value in tower.state_dict().items()}
+        for tower in (model.visual.transformer, model.transformer)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_random_weights_follow_the_seed():
