@@ -39,8 +39,8 @@ def load(
     """Build a CLIP and load its weights.
 
     Args:
-        name: a preset (``tiny``, ``tiny-vit``, ``micro``), an open_clip architecture (``ViT-B-32``), ``hf-hub:org/repo``,
-            or a folder (a run, or one that ``CLIP.save`` or open_clip wrote).
+        name: a preset (``tiny``, ``tiny-vit``, ``micro``), an open_clip architecture (``ViT-B-32``),
+            ``hf-hub:org/repo``, or a folder (a run, or one that ``CLIP.save`` or open_clip wrote).
         pretrained: an open_clip tag (``openai``), a checkpoint file, a run or model folder of the same
             architecture, ``tiny`` for the weights that ship with clipx; None for random weights (a folder or
             hub id as ``name`` brings its own).
