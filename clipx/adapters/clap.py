@@ -14,7 +14,7 @@ from clipx.adapters.checks import (
     checked,
     shots_per_class,
 )
-from clipx.adapters.training import half_cosine, minimise, parameter
+from clipx.adapters.training import descend, half_cosine, parameter
 from clipx.adapters.zero_shot import ZeroShot, zero_shot_logits, zero_shot_of
 
 WARM_UP_RATE = 1e-5
@@ -34,11 +34,6 @@ def class_strengths(zero_shot: Tensor, labels: Tensor) -> Tensor:
     return sums / labels.bincount(minlength=len(sums))
 
 
-def proximity(prototypes: Tensor, text: Tensor, strengths: Tensor) -> Tensor:
-    """The penalty ``mean_c strength_c |P_c - T_c|^2`` of prototypes and texts ``[C, D]``, a scalar."""
-    return (strengths * (prototypes - text).square().sum(1)).mean()
-
-
 def warm_cosine(step: int, steps: int, lr: float, warm_up: int) -> float:
     """The share of ``lr`` at a step: from 1e-5 up on a line while it warms up, then on a half cosine to 0."""
     if step < warm_up:
@@ -48,10 +43,12 @@ def warm_cosine(step: int, steps: int, lr: float, warm_up: int) -> float:
 
 
 def train_prototypes(
-    text: Tensor,
+    features: Tensor,
     labels: Tensor,
+    text: Tensor,
     strengths: Tensor,
-    logits: Callable[[Tensor, Tensor], Tensor],
+    scale: float,
+    correction: Callable[[Tensor, Tensor], Tensor] | None = None,
     *,
     lr: float,
     weight_decay: float,
@@ -60,15 +57,19 @@ def train_prototypes(
     warm_up: int,
     seed: int,
 ) -> Tensor:
-    """Class prototypes ``[C, D]``, of any length, trained from the texts on with cross-entropy and proximity.
+    """Class prototypes ``[C, D]``, of any length, trained from the texts on.
 
-    Shots are shuffled every epoch; a last batch that is not full is left out, unless it is the only one.
+    The loss is the cross-entropy and the mean over classes of ``strength_c |P_c - T_c|^2``. Shots are
+    shuffled every epoch; a last batch that is not full is left out, unless it is the only one.
 
     Args:
-        text: ``[C, D]`` unit rows.
+        features: shots, unit rows ``[N, D]``.
         labels: int64 ``[N]``.
+        text: ``[C, D]`` unit rows.
         strengths: ``[C]``, see ``class_strengths``.
-        logits: of unit prototypes ``[C, D]`` and places of shots ``[B]``: ``[B, C]``.
+        scale: of the logits ``s f.P_c``.
+        correction: of unit prototypes ``[C, D]`` and places of shots ``[B]``, what is added to the logits
+            ``[B, C]`` before they are scaled; it is followed, but has no gradient.
         lr, weight_decay: AdamW's, the rate as ``warm_cosine`` has it.
         steps: 0 or more.
         batch_size: shots a step.
@@ -80,19 +81,29 @@ def train_prototypes(
     batches = max(1, len(labels) // batch_size)
     order = torch.arange(len(labels), device=labels.device)
 
-    def losses(step: int) -> Tensor:
+    wanted = functional.one_hot(labels, len(text)).to(text)
+    pull = 2 * strengths[:, None] / len(text)
+
+    def gradient(step: int) -> Tensor:
         nonlocal order
         batch = step % batches
         if batch == 0:
             order = torch.randperm(len(labels), generator=generator).to(labels.device)
         rows = order[batch * batch_size : (batch + 1) * batch_size]
-        entropy = functional.cross_entropy(
-            logits(functional.normalize(prototypes, dim=-1), rows), labels[rows]
-        )
-        return entropy + proximity(prototypes, text, strengths)
+        length = torch.linalg.vector_norm(prototypes, dim=1, keepdim=True)
+        unit, shots = prototypes / length, features[rows]
+        cosines = shots @ unit.T
+        if correction is not None:
+            cosines += correction(unit, rows)
+        wrong = (scale * cosines).softmax(1).sub_(wanted[rows])
+        to_unit = (scale / len(rows)) * wrong.T @ shots
+        across = to_unit - unit * (to_unit * unit).sum(1, keepdim=True)  # its length is normalised away
+        return across / length + pull * (prototypes - text)
 
     optimizer = torch.optim.AdamW([prototypes], lr=lr, weight_decay=weight_decay, fused=True)
-    minimise(losses, optimizer, steps, rate=lambda step, steps: warm_cosine(step, steps, lr, warm_up))
+    descend(
+        gradient, prototypes, optimizer, steps, rate=lambda step, steps: warm_cosine(step, steps, lr, warm_up)
+    )
     return prototypes.detach()
 
 
@@ -160,10 +171,11 @@ class CLAPHead:
         scale, text = float(logit_scale), support.text_classifier
         self.strengths_ = class_strengths(zero_shot_logits(support.features, text, scale), support.labels)
         trained = train_prototypes(
-            text,
+            support.features,
             support.labels,
+            text,
             self.strengths_,
-            lambda prototypes, rows: zero_shot_logits(support.features[rows], prototypes, scale),
+            scale,
             lr=self.lr,
             weight_decay=self.weight_decay,
             steps=self.steps,

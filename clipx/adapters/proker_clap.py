@@ -115,19 +115,22 @@ class ProKeRCLAP:
 
         wide = keys.double()
         kernel = exp_cos(wide @ wide.T, self.beta_)
-        # Row i is k(x_i, X) (K / lam + I)^-1: what turns all residuals into the correction of shot i.
-        corrects = coefficients(kernel, kernel, self.lam_).T.to(keys)
-        wanted = functional.one_hot(truth, support.classes).to(keys)
+        wanted = functional.one_hot(truth, support.classes).to(wide)
+        # K (K / lam + I)^-1 (Y - X P^T) is linear in P: both of its parts once, not at every step.
+        of_labels, of_keys = (
+            (kernel @ coefficients(kernel, part, self.lam_)).to(keys) for part in (wanted, wide)
+        )
 
-        def logits(prototypes: Tensor, rows: Tensor) -> Tensor:
-            residual = wanted - keys @ prototypes.detach().T
-            return scale * torch.addmm(keys[rows] @ prototypes.T, corrects[rows], residual)
+        def correction(prototypes: Tensor, rows: Tensor) -> Tensor:
+            return of_labels[rows] - of_keys[rows] @ prototypes.T
 
         trained = train_prototypes(
-            text,
+            keys,
             truth,
+            text,
             class_strengths(zero_shot_logits(keys, text, scale), truth),
-            logits,
+            scale,
+            correction,
             lr=self.lr,
             weight_decay=self.weight_decay,
             steps=self.steps,
@@ -136,7 +139,7 @@ class ProKeRCLAP:
             seed=self.seed,
         )
         self.prototypes_ = functional.normalize(trained, dim=-1)
-        residual = wanted.double() - wide @ self.prototypes_.double().T
+        residual = wanted - wide @ self.prototypes_.double().T
         self.keys_, self.coefficients_ = keys, coefficients(kernel, residual, self.lam_).to(keys)
         self.text_classifier_, self.logit_scale_ = text, scale
         return self

@@ -5,7 +5,7 @@ and an optimizer that works entry by entry. What comes out is what each would ha
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -104,11 +104,7 @@ def minimise(
         rate: share of the learning rate at a step of so many.
         after: told each step's number once it is taken, without gradients.
     """
-    full = [group["lr"] for group in optimizer.param_groups]
-    for step in range(steps):
-        share = rate(step, steps)
-        for group, lr in zip(optimizer.param_groups, full, strict=True):
-            group["lr"] = lr * share
+    for step in _at_rates(optimizer, steps, rate):
         optimizer.zero_grad()
         with torch.enable_grad():
             losses(step).sum().backward()
@@ -116,6 +112,40 @@ def minimise(
         if after is not None:
             with torch.no_grad():
                 after(step)
+
+
+@torch.no_grad()
+def descend(
+    gradient: Callable[[int], Tensor],
+    trained: Tensor,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    *,
+    rate: Callable[[int, int], float] = half_cosine,
+) -> None:
+    """Take optimizer steps along a gradient that is written out: small heads spend most of a step on tracing.
+
+    Args:
+        gradient: of ``trained``, as it is at a step.
+        trained: what the optimizer is over.
+        optimizer: over it alone.
+        steps: how many, 0 or more.
+        rate: share of the learning rate at a step of so many.
+    """
+    for step in _at_rates(optimizer, steps, rate):
+        trained.grad = gradient(step)
+        optimizer.step()
+
+
+def _at_rates(
+    optimizer: torch.optim.Optimizer, steps: int, rate: Callable[[int, int], float]
+) -> Iterator[int]:
+    full = [group["lr"] for group in optimizer.param_groups]
+    for step in range(steps):
+        share = rate(step, steps)
+        for group, lr in zip(optimizer.param_groups, full, strict=True):
+            group["lr"] = lr * share
+        yield step
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:

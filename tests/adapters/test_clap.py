@@ -5,7 +5,7 @@ import torch
 from bench import LABELS, QUERY, SHOTS, TEXT, drawn, mean_accuracy
 from torch.nn import functional
 
-from clipx.adapters.clap import CLAPHead, class_strengths, proximity, warm_cosine
+from clipx.adapters.clap import CLAPHead, class_strengths, warm_cosine
 from clipx.adapters.zero_shot import ZeroShot, zero_shot_logits
 from clipx.errors import ClipxError
 
@@ -14,13 +14,6 @@ def test_strengths_are_mean_probabilities_of_the_own_class():
     odds = torch.tensor([[0.0, 3.0], [0.0, 1.0], [0.0, 1.0]]).double().log1p()  # 1 to 4, 1 to 2, 1 to 2
     found = class_strengths(odds, torch.tensor([0, 0, 1]))
     assert found.tolist() == pytest.approx([(1 / 5 + 1 / 3) / 2, 2 / 3])
-
-
-def test_proximity_is_a_mean_over_classes_of_sums_over_dimensions():
-    text = torch.eye(2).double()
-    moved = text + torch.tensor([[0.1, 0.2], [0.3, 0.0]]).double()
-    expected = (0.5 * 0.05 + 0.25 * 0.09) / 2
-    assert float(proximity(moved, text, torch.tensor([0.5, 0.25]))) == pytest.approx(expected)
 
 
 def test_the_rate_warms_up_and_falls_on_a_cosine():
