@@ -115,8 +115,8 @@ def page(outcomes: Sequence[ClaimOutcome]) -> str:
         "# Claims",
         f"{len(outcomes)} claims: {said}.",
         "A claim is what must hold at small scale for an implementation to count as right. It holds where "
-        "the 95% interval of the paired difference over repetitions lies at or above the margin, does not "
-        "hold where it lies below, and is inconclusive else.",
+        "the 95% interval of the paired difference over repetitions lies wholly on the claimed side of the "
+        "margin, does not hold where it lies wholly on the other, and is inconclusive else.",
         markdown(COLUMNS, [each.row() for each in outcomes], right=COLUMNS[2:6]).strip(),
         "## How they were measured",
         markdown(

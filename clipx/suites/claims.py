@@ -2,8 +2,8 @@
 
     claim: {metric: top1, over: zero-shot, data: scenes-shift, shots: 16, margin: 0.02}
 
-``metric`` of the method is to be above that of ``over`` by ``margin``; or, over ``chance``, at least
-``factor`` times what guessing gives. ``budget`` holds the settings that grow with the budget, ``vary`` the
+``metric`` of the method is to be above that of ``over`` by ``margin``; with ``below`` in the place of ``over``
+it is to be below it by as much; or, over ``chance``, at least ``factor`` times what guessing gives. ``budget`` holds the settings that grow with the budget, ``vary`` the
 key that tells repetitions apart (``seed``); every other key is an override of both sides.
 """
 
@@ -23,7 +23,7 @@ from clipx.suites.cells import Draft, drafts_of
 from clipx.suites.grid import Grid, override_text
 
 CHANCE = "chance"
-_OWN = {"metric", "over", "margin", "factor", "budget", "vary"}
+_OWN = {"metric", "over", "below", "margin", "factor", "budget", "vary"}
 
 Verdict = Literal["holds", "does not hold", "inconclusive"]
 
@@ -37,6 +37,7 @@ class Claim:
         method: that claims it.
         metric: name of the figure.
         over: the method that it is compared with, or ``chance``.
+        lower: whether the metric is to be below that of ``over``, not above.
         margin: what the difference must reach.
         factor: of chance that is compared with; 1 where ``over`` is a method.
         settings: overrides of both sides.
@@ -53,6 +54,7 @@ class Claim:
     settings: dict[str, Any]
     budget: dict[str, int | float]
     vary: str
+    lower: bool = False
 
     @property
     def statement(self) -> str:
@@ -60,8 +62,8 @@ class Claim:
         if self.over == CHANCE:
             said = f"{self.metric} >= {self.factor:g} x chance"
         else:
-            sign = "+" if self.margin >= 0 else "-"
-            said = f"{self.metric} >= {self.over} {sign} {abs(self.margin):g}"
+            sign = "-" if self.lower == (self.margin >= 0) else "+"
+            said = f"{self.metric} {'<=' if self.lower else '>='} {self.over} {sign} {abs(self.margin):g}"
         where = [f"{key}={_short(value)}" for key, value in {**self.settings, **self.budget}.items()]
         return f"{said} ({', '.join(where)})" if where else said
 
@@ -101,19 +103,30 @@ def claim_of(card: Card) -> Claim | None:
     where = f"the claim of {card.command}/{card.name}"
     if not isinstance(given, dict):
         raise ClipxError(f"{where} is no mapping", hint="{metric: top1, over: zero-shot, margin: 0.02}")
-    lacking = [key for key in ("metric", "over") if not isinstance(given.get(key), str)]
-    wanted = "factor" if given.get("over") == CHANCE else "margin"
+    lower = "below" in given
+    over = given.get("below" if lower else "over")
+    lacking = (
+        not isinstance(given.get("metric"), str) or not isinstance(over, str) or {"over", "below"} <= {*given}
+    )
+    wanted = "factor" if over == CHANCE else "margin"
     other = ({"margin", "factor"} - {wanted}).pop()
-    if lacking or not isinstance(given.get(wanted), int | float) or other in given:
+    if (
+        lacking
+        or (lower and over == CHANCE)
+        or not isinstance(given.get(wanted), int | float)
+        or other in given
+    ):
         raise ClipxError(
-            f"{where} must have metric, over and {wanted}" + (f", not {other}" if other in given else ""),
+            f"{where} must have metric, over or below, and {wanted}"
+            + (f", not {other}" if other in given else ""),
             hint="{metric: top1, over: zero-shot, margin: 0.02}, or {metric: top1, over: chance, factor: 5}",
         )
     return Claim(
         command=card.command,
         method=card.name,
         metric=given["metric"],
-        over=given["over"],
+        over=str(over),
+        lower=lower,
         margin=float(given.get("margin", 0.0)),
         factor=float(given.get("factor", 1.0)),
         settings={str(key): value for key, value in given.items() if key not in _OWN},
@@ -216,8 +229,13 @@ def chance(metric: str, results: Mapping[str, Any]) -> float | None:
     return None
 
 
-def verdict(low: float, high: float, margin: float) -> Verdict:
-    """What an interval of the difference says about a claim that it is at least ``margin``."""
+def verdict(low: float, high: float, margin: float, *, lower: bool = False) -> Verdict:
+    """What an interval of the difference says about a claim that it is at least ``margin``.
+
+    With ``lower`` the claim is that it is at most minus ``margin``.
+    """
+    if lower:
+        low, high = -high, -low
     if low >= margin:
         return "holds"
     return "does not hold" if high < margin else "inconclusive"

@@ -74,7 +74,7 @@ def _outcome(
     found = mean_over_seeds([first - second for first, second in zip(own, other, strict=True)])
     return ClaimOutcome(
         **told,
-        verdict=verdict(found.low, found.high, claim.margin),
+        verdict=verdict(found.low, found.high, claim.margin, lower=claim.lower),
         value=sum(own) / len(own),
         baseline=sum(other) / len(other),
         difference=found.value,

@@ -38,6 +38,10 @@ def test_a_claim_is_read_from_its_card():
     guess = claim_of(card({"metric": "top1", "over": "chance", "factor": 5, "vary": "data.seed"}))
     assert guess.statement == "top1 >= 5 x chance"
     assert claim_of(Card("adapt", "x", config.conf_dir(), {}, {})) is None
+    lower = claim_of(card({"metric": "ece", "below": "zero-shot", "margin": 0.02}))
+    assert (lower.over, lower.lower) == ("zero-shot", True)
+    assert lower.statement == "ece <= zero-shot - 0.02"
+    assert claim_of(card({"metric": "ece", "below": "x", "margin": -0.1})).statement == "ece <= x + 0.1"
 
 
 WRONG = [
@@ -46,6 +50,8 @@ WRONG = [
     {"metric": "top1", "over": "chance", "margin": 0.1},
     {"metric": "top1", "over": "chance", "margin": 0.1, "factor": 2},
     {"over": "chance", "factor": 2},
+    {"metric": "top1", "below": "chance", "factor": 2},
+    {"metric": "top1", "below": "gda", "over": "gda", "margin": 0},
     "better",
 ]
 
@@ -126,3 +132,6 @@ def test_the_verdict_is_of_the_whole_interval():
     assert verdict(0.01, 0.03, 0.02) == "inconclusive"
     assert verdict(-0.1, 0.019, 0.02) == "does not hold"
     assert verdict(-0.005, 0.2, -0.01) == "holds"
+    assert verdict(-0.3, -0.2, 0.2, lower=True) == "holds"
+    assert verdict(-0.3, -0.1, 0.2, lower=True) == "inconclusive"
+    assert verdict(-0.1, 0.3, 0.2, lower=True) == "does not hold"
