@@ -8,10 +8,15 @@ from omegaconf import DictConfig
 from clipx import console
 from clipx.data.fields import check_fields
 from clipx.data.loading import count_reasons
+from clipx.inference.evaluation import Evaluation
+from clipx.models.clip import CLIP
 from clipx.models.loading import load
+from clipx.models.locking import lock
+from clipx.probes.modality_gap import gap_estimates, thinned
 from clipx.recipes.fitting import batches, evaluation_of, loop_settings, tracked, tracking
 from clipx.recipes.parts import batch_fields, build_objectives, build_optimizer, open_source, save_model
 from clipx.run import Run
+from clipx.tasks.intervals import flatten
 from clipx.training.group import join_launch
 from clipx.training.loop import Trainer
 from clipx.training.module import TrainingModule
@@ -26,7 +31,8 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
     accelerator = settings.accelerator(**tracking(config, run))
 
     clip = load(**config.model)
-    objectives, weights = build_objectives(config.objectives)
+    objectives, weights = build_objectives(config.objectives, {"clip": lambda: clip})
+    lock(clip, **{str(part): bool(locked) for part, locked in config.lock.items()})
     module = TrainingModule(clip, objectives, weights)
     check_fields(module.needs, batch_fields(source), part=" + ".join(objectives))
 
@@ -60,7 +66,7 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
     if not run.writes:
         return {}
     save_model(trainer.clip, run)
-    metrics = test(trainer.clip)
+    metrics = _measured(test, trainer.clip, geometry=config.evaluation.geometry)
     run.results(
         {
             **test.sizes,
@@ -81,3 +87,17 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
         f"clipx zeroshot model={run.shown} image=photo.jpg 'labels=[cat, dog]'",
     ]
     return {**metrics, "training_seconds": fitted.seconds, "images_per_second": fitted.images_per_second}
+
+
+_COMPARED = 4000
+"""Images, and texts, that the figures of the gap are of: they compare all with all."""
+
+
+def _measured(test: Evaluation, clip: CLIP, *, geometry: bool) -> dict[str, float]:
+    embedded = test.embed(clip)
+    texts = test.texts(clip, embedded)
+    estimates = test.estimates(clip, embedded, test.outcomes(clip, embedded), texts)
+    if geometry and texts is not None:
+        pairs = torch.as_tensor(texts[1])
+        estimates |= gap_estimates(*thinned(embedded.image.double(), texts[0].double(), pairs, _COMPARED))
+    return flatten(estimates)

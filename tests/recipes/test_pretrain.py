@@ -100,6 +100,32 @@ def untimed(run):
     return [{key: value for key, value in record.items() if key not in TIMED} for record in run.metrics()]
 
 
+def test_what_is_locked_keeps_its_first_weights(run_with):
+    _, run = run_with(*SCENES, "lock.first_convolution=true")
+    torch.manual_seed(0)
+    start = load("micro").model.state_dict()
+    kept = {name for name, value in weights(run).items() if torch.equal(value, start[name])}
+    assert "visual.conv1.weight" in kept
+    assert "visual.proj" not in kept
+
+
+def test_how_images_and_texts_lie_is_measured_where_it_is_asked_for(run_with):
+    without, _ = run_with(*SCENES)
+    assert "alignment" not in without
+    metrics, run = run_with(*SCENES, "evaluation.geometry=true")
+    assert metrics["alignment"] == pytest.approx(2 - 2 * metrics["paired_cosine"])
+    assert 0 < metrics["centroid_distance"] <= 2
+    source = parts.open_source(compose("pretrain", [*SMALL, *SCENES]).data, "test")
+    clip = load(run.directory / "model").eval()
+    examples = source.examples(range(24))
+    with torch.no_grad():
+        image = clip.encode_image(
+            clip.normalize(torch.stack([clip.preprocess(e["image"]) for e in examples]))
+        )
+        text = clip.encode_text(clip.tokenize([e["captions"][0] for e in examples]))
+    assert metrics["paired_cosine"] == pytest.approx(float((image * text).sum(1).mean()), abs=1e-5)
+
+
 def test_scenes_train_a_model_that_open_clip_loads_and_that_gives_the_same_features(run_with):
     metrics, run = run_with(*SCENES, "training.evaluate_every=2", "training.checkpoint_every=2")
     assert {"top1", "image_to_text_recall@1", "training_seconds", "images_per_second"} <= metrics.keys()
