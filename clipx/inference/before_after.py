@@ -85,7 +85,7 @@ def measured(evaluation: Evaluation, clip: CLIP, head: Head | None = None) -> Me
     """
     embedded = _embed(evaluation, clip, head)
     seen = evaluation.outcomes(clip, embedded)
-    estimates = evaluation.estimates(clip, embedded, seen)
+    estimates = evaluation.estimates(clip, embedded, seen, evaluation.texts(clip, embedded))
     if head is None or seen is None or not _knows(head, evaluation):
         return Measured(estimates, seen)
     own = join(outcomes(logits, labels) for logits, labels in head.logits(embedded))

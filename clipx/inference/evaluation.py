@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clipx.data.fields import UNLABELLED
@@ -102,7 +104,8 @@ class Evaluation:
             ClipxError: no sample can be used.
         """
         embedded = self.embed(clip)
-        return flatten(self.estimates(clip, embedded, self.outcomes(clip, embedded)))
+        seen, texts = self.outcomes(clip, embedded), self.texts(clip, embedded)
+        return flatten(self.estimates(clip, embedded, seen, texts))
 
     def outcomes(self, clip: CLIP, embedded: "Embedded") -> Outcomes | None:
         """What becomes of labelled images under the class names in prompts; None where none is labelled."""
@@ -112,23 +115,38 @@ class Evaluation:
         classifier = zero_shot_classifier(clip, classes, self.templates)
         return class_outcomes(clip, embedded.image, embedded.labels, classifier)
 
-    def estimates(self, clip: CLIP, embedded: "Embedded", seen: Outcomes | None) -> dict[str, Estimate]:
+    def texts(self, clip: CLIP, embedded: "Embedded") -> tuple[Tensor, NDArray[np.int64]] | None:
+        """The distinct captions as rows ``[T, D]``, and int64 pairs ``[P, 2]`` of an image and a text of its
+        own; None where there are no captions.
+        """
+        if not any(embedded.captions):
+            return None
+        texts, pairs = distinct_texts(embedded.captions)
+        return embed_texts(clip, texts, batch_size=self.batch_size), pairs
+
+    def estimates(
+        self,
+        clip: CLIP,
+        embedded: "Embedded",
+        seen: Outcomes | None,
+        texts: tuple[Tensor, NDArray[np.int64]] | None,
+    ) -> dict[str, Estimate]:
         """Accuracy of the outcomes, and retrieval where there are captions; ``sizes`` is set.
 
         Args:
             clip: the model.
             embedded: by it, as ``embed`` gave it.
             seen: of these images; None for no accuracy.
+            texts: of these images, as ``texts`` gave them; None for no retrieval.
         """
         estimates: dict[str, Estimate] = {}
         self.sizes = {"samples": len(embedded.image)}
         if seen is not None:
             self.sizes["classes"] = seen.classes
             estimates |= accuracy(seen)
-        if any(embedded.captions):
-            texts, pairs = distinct_texts(embedded.captions)
-            self.sizes |= {"texts": len(texts), "pairs": len(pairs)}
-            text = embed_texts(clip, texts, batch_size=self.batch_size)
+        if texts is not None:
+            text, pairs = texts
+            self.sizes |= {"texts": len(text), "pairs": len(pairs)}
             estimates |= retrieval_estimates(clip, embedded.image, text, pairs)
         return estimates
 

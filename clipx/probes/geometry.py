@@ -6,15 +6,15 @@ they are one to one, every figure is the one that papers give.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from clipx.errors import ClipxError
-
-UNIFORMITY_T = 2.0
-"""Wang and Isola 2020, section 4.2."""
+from clipx.objectives.alignment import squared_distances
+from clipx.objectives.uniformity import UNIFORMITY_T, kernel_log_sums
 
 _AT_ONCE = 2**24
 
@@ -41,7 +41,7 @@ def alignment(images: Tensor, texts: Tensor, pairs: Tensor) -> Tensor:
 
     Source: Wang and Isola 2020, equation 5 with exponent 2.
     """
-    return 2 - 2 * paired_cosines(images, texts, pairs)
+    return squared_distances(images[pairs[:, 0]], texts[pairs[:, 1]])
 
 
 def paired_cosines(images: Tensor, texts: Tensor, pairs: Tensor) -> Tensor:
@@ -66,12 +66,10 @@ def uniformity(rows: Tensor, t: float = UNIFORMITY_T) -> tuple[Tensor, Tensor]:
         raise ClipxError("uniformity needs two rows or more", hint="more samples: a larger limit")
     parts = []
     for first in range(0, count, _chunk(count)):
-        part = rows[first : first + _chunk(count)]
-        exponents = -t * (2 - 2 * part @ rows.T)
-        own = torch.arange(len(part), device=rows.device)
-        exponents[own, own + first] = -torch.inf
-        parts.append(torch.logsumexp(exponents, 1))
-    return _log_mean(torch.cat(parts) - torch.as_tensor(float(count - 1)).log())
+        part, places = rows[first : first + _chunk(count)], torch.arange(count, device=rows.device)
+        own = places[first : first + _chunk(count), None] == places
+        parts.append(kernel_log_sums(part @ rows.T, own, t))
+    return _log_mean(torch.cat(parts) - math.log(count - 1))
 
 
 def cross_uniformity(
@@ -95,9 +93,7 @@ def cross_uniformity(
     """
     sums, counts = [], []
     for others, own in _against(images, texts, pairs):
-        exponents = -t * (2 - 2 * others)
-        exponents[own] = -torch.inf
-        sums.append(torch.logsumexp(exponents, 1))
+        sums.append(kernel_log_sums(others, own, t))
         counts.append((~own).sum(1))
     each, count = torch.cat(sums), torch.cat(counts)
     kept = count > 0
@@ -174,7 +170,7 @@ def _chunk(width: int) -> int:
 
 def _log_mean(logs: Tensor) -> tuple[Tensor, Tensor]:
     """log of the mean of ``exp(logs)`` and the error of it where every entry is a mean over partners."""
-    value = torch.logsumexp(logs, 0) - torch.as_tensor(float(len(logs))).log()
+    value = torch.logsumexp(logs, 0) - math.log(len(logs))
     return value, 2 * _spread((logs - value).exp())
 
 

@@ -70,20 +70,9 @@ class ModalityGap:
                 f"{len(images)} image and {len(texts)} text: there is no gap to measure", hint="two or more"
             )
         seed = material.seed
-        estimates = {
-            "centroid_distance": _centroid_distance(images, texts, seed),
-            "alignment": mean(geometry.alignment(images, texts, pairs).numpy(), seed=seed),
-            "uniformity_image": _delta(*geometry.uniformity(images)),
-            "uniformity_text": _delta(*geometry.uniformity(texts)),
-            "cross_uniformity": _delta(*geometry.cross_uniformity(images, texts, pairs)),
-            "separability": separability(images, texts, folds=self.folds, seed=seed),
-            "effective_rank_image": _bare(geometry.effective_rank(images)),
-            "effective_rank_text": _bare(geometry.effective_rank(texts)),
-            "paired_cosine": mean(geometry.paired_cosines(images, texts, pairs).numpy(), seed=seed),
-            "unpaired_cosine": _bare(geometry.unpaired_cosine(images, texts, pairs)),
-        }
+        estimates = gap_estimates(images, texts, pairs, seed=seed)
+        estimates["separability"] = separability(images, texts, folds=self.folds, seed=seed)
         margins = geometry.margins(images, texts, pairs)
-        estimates["margin"] = mean(margins.numpy(), seed=seed)
         found = retrieval(_cosines, images, texts, pairs.numpy(), seed=seed)
         estimates |= {name: found[name] for name in RECALLS}
         centroids = images.mean(0), texts.mean(0)
@@ -118,6 +107,29 @@ class ModalityGap:
         return Result(
             estimates, details, {"explained_variance": Table(columns, rows)}, {"modality_gap": figure}
         )
+
+
+def gap_estimates(images: Tensor, texts: Tensor, pairs: Tensor, *, seed: int = 0) -> dict[str, Estimate]:
+    """The figures of the gap that need nothing but the embeddings, each with its interval.
+
+    Args:
+        images: unit rows ``[M, D]``, two or more; float64 for figures that do not depend on their order.
+        texts: unit rows ``[T, D]``, two or more.
+        pairs: int64 ``[P, 2]`` of (image, text) that belong together.
+        seed: of the bootstrap intervals.
+    """
+    return {
+        "centroid_distance": _centroid_distance(images, texts, seed),
+        "alignment": mean(geometry.alignment(images, texts, pairs).numpy(), seed=seed),
+        "uniformity_image": _delta(*geometry.uniformity(images)),
+        "uniformity_text": _delta(*geometry.uniformity(texts)),
+        "cross_uniformity": _delta(*geometry.cross_uniformity(images, texts, pairs)),
+        "effective_rank_image": _bare(geometry.effective_rank(images)),
+        "effective_rank_text": _bare(geometry.effective_rank(texts)),
+        "paired_cosine": mean(geometry.paired_cosines(images, texts, pairs).numpy(), seed=seed),
+        "unpaired_cosine": _bare(geometry.unpaired_cosine(images, texts, pairs)),
+        "margin": mean(geometry.margins(images, texts, pairs).numpy(), seed=seed),
+    }
 
 
 def thinned(images: Tensor, texts: Tensor, pairs: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,7 +32,7 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
 
     clip = load(**config.model)
     objectives, weights = build_objectives(config.objectives, {"clip": lambda: clip})
-    lock(clip, **{str(part): bool(locked) for part, locked in config.lock.items()})
+    lock(clip, **{str(part): locked for part, locked in config.lock.items()})
     module = TrainingModule(clip, objectives, weights)
     check_fields(module.needs, batch_fields(source), part=" + ".join(objectives))
 

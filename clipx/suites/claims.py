@@ -2,9 +2,10 @@
 
     claim: {metric: top1, over: zero-shot, data: scenes-shift, shots: 16, margin: 0.02}
 
-``metric`` of the method is to be above that of ``over`` by ``margin``; with ``below`` in the place of ``over``
-it is to be below it by as much; or, over ``chance``, at least ``factor`` times what guessing gives. ``budget`` holds the settings that grow with the budget, ``vary`` the
-key that tells repetitions apart (``seed``); every other key is an override of both sides.
+``metric`` of the method is to be above that of ``over`` by ``margin``; with ``below`` in the place of
+``over`` it is to be below it by as much; or, over ``chance``, at least ``factor`` times what guessing gives.
+``budget`` holds the settings that grow with the budget, ``vary`` the key that tells repetitions apart
+(``seed``); every other key is an override of both sides.
 """
 
 from __future__ import annotations

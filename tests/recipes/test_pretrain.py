@@ -116,7 +116,7 @@ def test_how_images_and_texts_lie_is_measured_where_it_is_asked_for(run_with):
     assert metrics["alignment"] == pytest.approx(2 - 2 * metrics["paired_cosine"])
     assert 0 < metrics["centroid_distance"] <= 2
     source = parts.open_source(compose("pretrain", [*SMALL, *SCENES]).data, "test")
-    clip = load(run.directory / "model").eval()
+    clip = load(str(run.directory / "model")).eval()
     examples = source.examples(range(24))
     with torch.no_grad():
         image = clip.encode_image(
