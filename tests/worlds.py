@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from clipx.errors import ClipxError
 from clipx.objectives.heads import BatchNormAcross
 from clipx.objectives.infonce import InfoNCE
+from clipx.objectives.masked_language import NOT_ASKED, told_loss
 from clipx.objectives.siglip import SigLIP
 from clipx.training.distributed import exchange, foreign_rows, gather_rows, world
 
@@ -64,6 +65,28 @@ def pairs(size):
     return torch.randn(2, size * ROWS, 4, generator=generator, dtype=torch.float64)
 
 
+class Told(nn.Module):
+    """A head that tells tokens, in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(4)
+        self.head = nn.Parameter(torch.randn(4, 6, generator=generator, dtype=torch.float64))
+
+    def forward(self, features, labels):
+        return told_loss(features, labels, lambda rows: rows @ self.head)
+
+
+def told(size):
+    """Features and labels of tokens of ``size`` processes; of some many are asked, of the first none."""
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(size * ROWS, 5, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 6, (size * ROWS, 5), generator=generator)
+    asked = torch.rand(size * ROWS, 5, generator=generator) < torch.arange(size * ROWS)[:, None] / size / ROWS
+    asked[:ROWS] = False
+    return features, labels.where(asked, NOT_ASKED)
+
+
 def gradients(towers):
     return {name: parameter.grad for name, parameter in towers.named_parameters()}
 
@@ -87,6 +110,11 @@ def run(rank, size, folder):
         loss.backward()
         dist.all_reduce(mean := loss.detach() / size)
         found[name] = {"loss": mean, **gradients(towers.module)}
+    head = DistributedDataParallel(Told())
+    loss = head(*(part[mine] for part in told(size)))
+    loss.backward()
+    dist.all_reduce(mean := loss.detach() / size)
+    found["told"] = {"loss": mean, **gradients(head.module)}
     torch.save(found, Path(folder, f"{size}-{rank}.pt"))
     dist.destroy_process_group()
 

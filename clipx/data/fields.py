@@ -82,8 +82,23 @@ FIELDS = {
             "image_view_1", "[B, 3, H, W]", "float32", "another view of the image, see augment.view", "any"
         ),
         Field("image_view_2", "[B, 3, H, W]", "float32", "one more view of the image", "any"),
+        Field("cover_view", "[B, 3, H, W]", "float32", "a crop of the image around both views of it", "any"),
+        Field(
+            "view_boxes",
+            "[B, 2, 4]",
+            "float32",
+            "x0, y0, x1, y1 of image_view_1 and image_view_2 in cover_view, as shares of its sides",
+            "any",
+        ),
         Field("text_view_1", "[B, L]", "int64", "another view of the caption, see augment.text_view", "any"),
         Field("text_view_2", "[B, L]", "int64", "one more view of the caption", "any"),
+        Field(
+            "masked_text",
+            "[B, D]",
+            "float32",
+            "embeddings of the caption with hidden words",
+            "the objective clipx.objectives.masked_language.MaskedLanguage",
+        ),
         Field("boxes", "[B, K, 4]", "float32", "x0, y0, x1, y1 in pixels, padded with -1", "data=scenes"),
         Field("masks", "[B, K, H, W]", "bool", "visible pixels of every object", "data=scenes"),
         Field(
@@ -95,10 +110,16 @@ FIELDS = {
 IMAGE_VIEWS = ("image_view_1", "image_view_2")
 """Fields that hold further views of ``image``, which any source gives."""
 
+COVER = ("cover_view", "view_boxes")
+"""Fields of the crop that holds both views, and of where they lie in it."""
+
 TEXT_VIEWS = ("text_view_1", "text_view_2")
 """Fields that hold further views of ``text``."""
 
-IMAGE_FIELDS = ("image", "negative_image", *IMAGE_VIEWS)
+VIEWS = (*IMAGE_VIEWS, *COVER, *TEXT_VIEWS)
+"""Fields that are made of any source's images and captions."""
+
+IMAGE_FIELDS = ("image", "negative_image", *IMAGE_VIEWS, "cover_view")
 """Fields that hold images."""
 
 TOKEN_FIELDS = ("text", "negative_text", *TEXT_VIEWS)

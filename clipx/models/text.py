@@ -1,7 +1,9 @@
 """Text towers read no further than they must: a causal tower never looks past the end-of-text token."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from open_clip.model import CLIP as OpenCLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
@@ -64,10 +66,21 @@ def encode_embeddings(tower: Any, embeddings: Tensor, tokens: Tensor) -> Tensor:
     Returns:
         ``[B, D]``; bit for bit that of ``encode_text`` if L is the context length.
     """
-    length, dtype = tokens.shape[1], tower.transformer.get_cast_dtype()
+    return read_out(tower, encode_hidden(tower, embeddings), tokens)
+
+
+def encode_hidden(tower: Any, embeddings: Tensor) -> Tensor:
+    """The last layer of a causal tower at every position ``[B, L, W]``, before its final norm.
+
+    ``read_out`` makes the embedding of the text of it, ``tower.ln_final`` what a head on tokens reads.
+
+    Args:
+        tower: as ``causal_tower`` gives it.
+        embeddings: ``[B, L, W]``, as ``encode_embeddings`` takes them.
+    """
+    length, dtype = embeddings.shape[1], tower.transformer.get_cast_dtype()
     hidden = embeddings.to(dtype) + tower.positional_embedding[:length].to(dtype)
-    hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
-    return read_out(tower, hidden, tokens)
+    return tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
 
 
 def read_out(tower: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -94,3 +107,15 @@ def text_ends(tower: Any, tokens: Tensor) -> Tensor:
         return tokens.argmax(-1)
     assert end is not None
     return tokens.eq(end).int().argmax(-1)
+
+
+def word_places(tower: Any, tokens: Tensor, special: Sequence[int]) -> Tensor:
+    """Where the tokens ``[B, L]`` of texts are words: bool ``[B, L]``, false from the end of each on.
+
+    Args:
+        tower: as ``causal_tower`` gives it.
+        tokens: int64 ``[B, L]``.
+        special: ids that are no words, see ``clipx.models.tokenizer.special_ids``.
+    """
+    before_end = torch.arange(tokens.shape[1], device=tokens.device) < text_ends(tower, tokens)[:, None]
+    return before_end & ~torch.isin(tokens, torch.as_tensor(list(special), device=tokens.device))

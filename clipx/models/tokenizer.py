@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from clipx.errors import ClipxError
+
 FULL_VOCABULARY = 49408
 SPECIAL_AND_BYTES = 2 * 256 + 2
 """256 bytes, 256 bytes that end a word, start-of-text and end-of-text."""
@@ -45,3 +47,19 @@ def small_tokenizer(vocab_size: int, context_length: int) -> Any:
         path = Path(folder) / MERGES_FILE
         path.write_bytes(merges(vocab_size))
         return SimpleTokenizer(bpe_path=str(path), context_length=context_length)
+
+
+def special_ids(tokenizer: Any) -> list[int]:
+    """Ids of an open_clip tokenizer that stand for no word: start, end, padding where it has one.
+
+    Raises:
+        ClipxError: it does not say which they are.
+    """
+    # A tokenizer of the Hugging Face library is wrapped.
+    ids = getattr(getattr(tokenizer, "tokenizer", tokenizer), "all_special_ids", None)
+    if ids is None:
+        raise ClipxError(
+            f"{type(tokenizer).__name__} does not say which of its tokens are special",
+            hint="CLIP's byte-pair encoding, as in ViT-B-32, does",
+        )
+    return sorted(int(each) for each in ids)

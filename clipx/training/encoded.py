@@ -1,6 +1,7 @@
 """A batch as objectives see it: embedded on first use, once a field, however many objectives ask."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Encoded:
         self.progress = progress
         self._cache = dict(embeddings or {})
         self._patches: dict[str, Tensor] = {}
+        self._made: dict[Any, Any] = {}
         kind = clip.device.type
         self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
@@ -74,9 +76,23 @@ class Encoded:
 
         In the precision of the towers, which an objective that asks for it has left.
         """
-        kind, dtype, enabled = self._autocast
-        with torch.autocast(kind, dtype=dtype, enabled=enabled):
+        with self.precision():
             return self.clip.encode_text(tokens)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The precision of the towers, for an objective that asks them for more than embeddings."""
+        kind, dtype, enabled = self._autocast
+        return torch.autocast(kind, dtype=dtype, enabled=enabled)
+
+    def put(self, field: str, embeddings: Tensor) -> None:
+        """Give unit embeddings ``[B, D]`` a name that objectives ask for them by, as for those of a field."""
+        self._cache[field] = embeddings
+
+    def once(self, owner: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns, called once a batch and owner."""
+        if owner not in self._made:
+            self._made[owner] = make()
+        return self._made[owner]
 
     def embeddings(self, fields: Iterable[str]) -> dict[str, Tensor]:
         """Unit embeddings float32 ``[B, D]`` of those fields that hold images or tokens, by name."""

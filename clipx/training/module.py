@@ -22,7 +22,9 @@ class TrainingModule(nn.Module):
             ``forward`` sees the images and texts of a batch through their pooled embeddings alone says
             ``pooled = True``, and can train with a gradient cache; one that sees the patches of some fields
             names them as ``patched``; one with ``after_step(clip, progress)``, such as that of a tower that
-            follows another, is called after every optimizer step.
+            follows another, is called after every optimizer step; one that takes fields as they are, not
+            embedded, names them among its needs and as ``raw``; one that makes embeddings of its own, which
+            others need, names them as ``gives`` and puts them there in ``prepare(encoded)``.
         weights: name -> factor of its terms in the sum, 1 where missing.
     """
 
@@ -38,13 +40,16 @@ class TrainingModule(nn.Module):
 
     @property
     def needs(self) -> list[str]:
-        """Batch fields that the objectives ask for."""
-        return sorted({field for objective in self.objectives.values() for field in needed(objective)})
+        """Batch fields that the objectives ask for, but for what they give each other."""
+        found = {field for objective in self.objectives.values() for field in needed(objective)}
+        given = {field for objective in self.objectives.values() for field in getattr(objective, "gives", ())}
+        return sorted(found - given)
 
     @property
     def embedded(self) -> list[str]:
         """Those of them that the towers embed."""
-        return [field for field in self.needs if field in {*IMAGE_FIELDS, *TOKEN_FIELDS}]
+        asked = {field for objective in self.objectives.values() for field in _embedded(objective)}
+        return [field for field in self.needs if field in asked & {*IMAGE_FIELDS, *TOKEN_FIELDS}]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Every term, unweighted, and their weighted sum as ``loss``."""
@@ -66,6 +71,8 @@ class TrainingModule(nn.Module):
         for objective in self.objectives.values():
             for field in getattr(objective, "patched", ()):
                 encoded.patches(field)
+            if prepare := getattr(objective, "prepare", None):
+                prepare(encoded)
         terms: dict[str, Tensor] = {}
         total: Tensor | float = 0.0
         for name, objective in self.objectives.items():
@@ -81,7 +88,12 @@ def needed(objective: nn.Module) -> Sequence[str]:
     return objective.needs  # type: ignore[return-value]
 
 
+def _embedded(objective: nn.Module) -> list[str]:
+    raw = getattr(objective, "raw", ())
+    return [field for field in needed(objective) if field not in raw]
+
+
 def _in_float32(objective: nn.Module, encoded: Encoded) -> dict[str, Tensor]:
-    encoded.embeddings(needed(objective))
+    encoded.embeddings(_embedded(objective))
     with torch.autocast(encoded.clip.device.type, enabled=False):
         return objective(encoded)

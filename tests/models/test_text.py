@@ -6,6 +6,7 @@ import torch
 
 from clipx.models import text
 from clipx.models.loading import load
+from clipx.models.tokenizer import special_ids
 
 CUSTOM = {
     "embed_dim": 16,
@@ -71,3 +72,25 @@ def test_towers_that_look_further_get_whole_texts(changes):
     tokens = torch.zeros(2, 77, dtype=torch.int64)
     assert text.causal_tower(model) is None
     assert text.shorten(model, tokens) is tokens
+
+
+def test_words_are_what_stands_between_start_and_end():
+    clip = load("tiny")
+    tower = text.causal_tower(clip.model)
+    tokens = clip.tokenize(["a circle", "a small red circle"])
+    words = text.word_places(tower, tokens, special_ids(clip.tokenizer))
+    assert words.sum(1).tolist() == [
+        len(clip.tokenizer.encode(each)) for each in ("a circle", "a small red circle")
+    ]
+    assert not words[:, 0].any()
+    assert words[0].nonzero().flatten().tolist() == list(range(1, int(tokens[0].argmax())))
+
+
+def test_hidden_states_read_out_are_the_embedding():
+    model = built_in()
+    tower = text.causal_tower(model)
+    tokens = torch.zeros(2, 12, dtype=torch.int64)
+    tokens[:, :4] = torch.tensor([[7, 8, 9, 4095], [5, 4095, 0, 0]])
+    hidden = text.encode_hidden(tower, tower.token_embedding(tokens))
+    assert hidden.shape == (2, 12, tower.token_embedding.embedding_dim)
+    assert torch.equal(text.read_out(tower, hidden, tokens), text.encode_short(model, tokens))

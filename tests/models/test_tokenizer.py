@@ -1,10 +1,12 @@
 import gzip
+from types import SimpleNamespace
 
 import open_clip
 import pytest
 import torch
 
-from clipx.models.tokenizer import FULL_VOCABULARY, SPECIAL_AND_BYTES, merges, small_tokenizer
+from clipx.errors import ClipxError
+from clipx.models.tokenizer import FULL_VOCABULARY, SPECIAL_AND_BYTES, merges, small_tokenizer, special_ids
 
 SENTENCES = {
     "English": "a photo of a small striped circle, left of two grey squares.",
@@ -64,3 +66,11 @@ def test_impossible_sizes_are_refused(size):
 def test_merges_are_reproducible_bytes():
     assert merges(1024) == merges(1024)
     assert len(gzip.decompress(merges(1024)).decode().split("\n")) == 1 + 1024 - SPECIAL_AND_BYTES
+
+
+def test_special_tokens_are_named_also_by_wrapped_tokenizers(tokenizer):
+    special = tokenizer.vocab_size - 2, tokenizer.vocab_size - 1
+    assert special_ids(tokenizer) == list(special)
+    assert special_ids(SimpleNamespace(tokenizer=SimpleNamespace(all_special_ids=[2, 0]))) == [0, 2]
+    with pytest.raises(ClipxError, match="which of its tokens are special"):
+        special_ids(len)
