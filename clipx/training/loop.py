@@ -238,7 +238,12 @@ class Trainer:
     def _step(self, step: int, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor]:
         settings = self.settings
         factor = schedule_factor(
-            step, settings.steps, name=settings.schedule, warmup=settings.warmup, cooldown=settings.cooldown
+            step,
+            settings.steps,
+            name=settings.schedule,
+            warmup=settings.warmup,
+            cooldown=settings.cooldown,
+            cycles=settings.cycles,
         )
         set_learning_rate(self.optimizer, self.base_rates, factor)
         self.module.progress.fill_(step / settings.steps)

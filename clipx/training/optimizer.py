@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from clipx.errors import ClipxError, did_you_mean
 
-SCHEDULES = ("cosine", "constant", "cooldown")
+SCHEDULES = ("cosine", "constant", "cooldown", "cosine-restarts")
 
 
 def parameter_groups(
@@ -68,12 +68,15 @@ def parameter_groups(
     return groups
 
 
-def schedule_factor(step: int, steps: int, *, name: str, warmup: int, cooldown: int = 0) -> float:
+def schedule_factor(
+    step: int, steps: int, *, name: str, warmup: int, cooldown: int = 0, cycles: int = 0
+) -> float:
     """What the learning rate is multiplied by at ``step`` of ``steps``.
 
-    Linear warm-up from ``1/warmup`` to 1 over ``warmup`` steps, then ``cosine`` to 0, ``constant``, or
-    ``cooldown``: constant and, over the last ``cooldown`` steps, linearly to 0. Zero would be reached at
-    step ``steps``, which is no longer trained.
+    Linear warm-up from ``1/warmup`` to 1 over ``warmup`` steps, then ``cosine`` to 0; ``constant``;
+    ``cooldown``: constant and, over the last ``cooldown`` steps, linearly to 0; or ``cosine-restarts``:
+    ``cycles`` cosines of the same length, each from 1 to 0 (Loshchilov and Hutter 2017, "SGDR"). Zero would
+    be reached at step ``steps``, which is no longer trained.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -81,14 +84,18 @@ def schedule_factor(step: int, steps: int, *, name: str, warmup: int, cooldown: 
         return 1.0
     if name == "cooldown":
         return min(1.0, (steps - step) / cooldown)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    rest = max(1, steps - warmup)
+    # In whole numbers: a restart that rounding moved would come at the end of the cosine before it.
+    passed = (step - warmup) * cycles % rest if name == "cosine-restarts" else step - warmup
+    return 0.5 * (1 + math.cos(math.pi * passed / rest))
 
 
-def check_schedule(name: str, warmup: int, cooldown: int, steps: int) -> None:
+def check_schedule(name: str, warmup: int, cooldown: int, steps: int, cycles: int = 0) -> None:
     """Check a schedule before anything is loaded.
 
     Raises:
-        ClipxError: unknown name, phases longer than the run, a cooldown without its schedule or the reverse.
+        ClipxError: unknown name, phases longer than the run, a cooldown or cycles without their schedule or
+            the reverse.
     """
     if name not in SCHEDULES:
         raise ClipxError(f"there is no schedule {name!r}", hint=did_you_mean(name, SCHEDULES))
@@ -101,6 +108,15 @@ def check_schedule(name: str, warmup: int, cooldown: int, steps: int) -> None:
         )
     if not 0 <= cooldown <= steps - warmup:
         raise ClipxError(f"training.cooldown={cooldown} must lie between 0 and {steps - warmup}")
+    if (cycles > 0) != (name == "cosine-restarts"):
+        raise ClipxError(
+            f"training.schedule={name} with training.cycles={cycles}",
+            hint="schedule=cosine-restarts needs training.cycles=COSINES, and only that schedule has them",
+        )
+    if not 0 <= cycles <= steps - warmup:
+        raise ClipxError(
+            f"training.cycles={cycles} must lie between 0 and {steps - warmup}, a step or more each"
+        )
 
 
 def set_learning_rate(optimizer: Optimizer, base: Iterable[float], factor: float) -> None:

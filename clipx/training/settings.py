@@ -19,6 +19,7 @@ _WHOLE = (
     "gradient_cache",
     "warmup",
     "cooldown",
+    "cycles",
     "log_every",
     "evaluate_every",
     "checkpoint_every",
@@ -36,9 +37,10 @@ class LoopSettings:
         accumulate: micro-batches an optimizer step; each is a contrastive batch of its own.
         gradient_cache: pairs whose activations stand in memory at a time, while the objectives see all
             ``batch_size``; None for all.
-        schedule: cosine, constant or cooldown, after ``warmup`` steps of linear warm-up.
+        schedule: cosine, constant, cooldown or cosine-restarts, after ``warmup`` steps of linear warm-up.
         warmup: steps.
         cooldown: steps of the cooldown schedule.
+        cycles: cosines of the cosine-restarts schedule.
         clip_grad_norm: largest norm of the gradient, None for no clipping.
         precision: fp32, bf16 or fp16 of the towers; losses are always float32.
         ema: decay of an exponential moving average of the weights, in (0, 1), which is then what is
@@ -61,6 +63,7 @@ class LoopSettings:
     schedule: str = "cosine"
     warmup: int = 0
     cooldown: int = 0
+    cycles: int = 0
     clip_grad_norm: float | None = None
     precision: str = "fp32"
     ema: float | None = None
@@ -101,7 +104,7 @@ class LoopSettings:
             raise ClipxError(f"training.ema={self.ema} must lie between 0 and 1")
         if not 0 <= self.max_bad <= 1:
             raise ClipxError(f"training.max_bad={self.max_bad} must lie in [0, 1]")
-        check_schedule(self.schedule, self.warmup, self.cooldown, self.steps)
+        check_schedule(self.schedule, self.warmup, self.cooldown, self.steps, self.cycles)
 
     def accelerator(self, **arguments: Any) -> Accelerator:
         """The Accelerator of these settings, whatever an earlier one in this process was told; collective."""

@@ -93,6 +93,39 @@ def test_constant_and_cooldown():
     assert factors(8, name="cooldown", warmup=0, cooldown=4) == [1.0] * 5 + [0.75, 0.5, 0.25]
 
 
+def test_cosines_that_start_again():
+    found = factors(10, name="cosine-restarts", warmup=2, cycles=2)
+    one = [(1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert found == pytest.approx([0.5, 1.0, *one, *one])
+    single = factors(10, name="cosine-restarts", warmup=2, cycles=1)
+    assert single == factors(10, name="cosine", warmup=2)
+
+
+@pytest.mark.parametrize(("steps", "warmup", "cycles"), [(1000, 37, 10), (997, 0, 7), (59, 10, 49)])
+def test_every_cosine_starts_at_the_full_rate_wherever_rounding_falls(steps, warmup, cycles):
+    found = factors(steps, name="cosine-restarts", warmup=warmup, cycles=cycles)[warmup:]
+    rises = [place for place in range(1, len(found)) if found[place] > found[place - 1]]
+    expected = [math.ceil(number * (steps - warmup) / cycles) for number in range(1, cycles)]
+    if steps - warmup == cycles:  # of one step each
+        assert set(found) == {1.0}
+    else:
+        assert rises == expected
+        assert all(found[place] > 0.9 for place in rises)
+
+
+def test_restarts_agree_with_transformers():
+    transformers = pytest.importorskip("transformers")
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = transformers.get_cosine_with_hard_restarts_schedule_with_warmup(optimizer, 4, 24, num_cycles=5)
+    theirs = []
+    for _ in range(24):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    found = factors(24, name="cosine-restarts", warmup=4, cycles=5)
+    assert found[4:] == pytest.approx(theirs[4:])
+
+
 def test_the_learning_rate_is_base_times_factor_in_every_group():
     optimizer = torch.optim.SGD(
         [{"params": [nn.Parameter(torch.ones(1))], "lr": rate} for rate in (0.1, 0.4)]
@@ -116,6 +149,20 @@ def test_the_learning_rate_is_base_times_factor_in_every_group():
 def test_a_schedule_that_cannot_be(name, warmup, cooldown, said):
     with pytest.raises(ClipxError, match=said):
         check_schedule(name, warmup, cooldown, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "cycles", "said"),
+    [
+        ("cosine-restarts", 0, "schedule=cosine-restarts with training.cycles=0"),
+        ("cosine", 3, "schedule=cosine with training.cycles=3"),
+        ("cosine-restarts", 7, "training.cycles=7 must lie between 0 and 6"),
+        ("cosine", -1, "training.cycles=-1 must"),
+    ],
+)
+def test_cycles_that_cannot_be(name, cycles, said):
+    with pytest.raises(ClipxError, match=said):
+        check_schedule(name, 4, 0, 10, cycles)
 
 
 def test_a_misspelt_schedule_gets_its_neighbour():
