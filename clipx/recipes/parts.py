@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from clipx.config import build, flat
-from clipx.data.fields import IMAGE_VIEWS, TEXT_VIEWS
+from clipx.data.fields import VIEWS
 from clipx.data.loading import is_stream
 from clipx.errors import ClipxError
 from clipx.models.clip import CLIP
@@ -37,7 +37,7 @@ def open_source(node: DictConfig, split: str) -> Any:
 
 def batch_fields(source: Any) -> set[str]:
     """Batch fields that a source gives, judged by its first good example; of a stream the usual ones."""
-    fields: set[str] = {"image", "text", "label", "index", *IMAGE_VIEWS, *TEXT_VIEWS}
+    fields: set[str] = {"image", "text", "label", "index", *VIEWS}
     if is_stream(source):
         return fields
     for place in range(min(len(source), _LOOKED_AT)):
@@ -56,15 +56,27 @@ def build_objectives(
         config: the node ``objectives``.
         given: what a card cannot say, such as the classifier that a head starts from: name of an argument ->
             what makes its value, called for objectives that have such an argument.
+
+    Raises:
+        ClipxError: a weight that is no number, or below 0; what building an objective raises.
     """
     objectives, weights = {}, {}
     for name, node in config.items():
         options: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
-        weights[str(name)] = float(options.pop("weight", 1.0))
+        weights[str(name)] = _weight(str(name), options.pop("weight", 1.0))
         known = _parameters(options.get("_target_"))
         extras = {key: make() for key, make in (given or {}).items() if key in known}
         objectives[str(name)] = build(OmegaConf.create(options), **extras)
     return objectives, weights
+
+
+def _weight(name: str, weight: Any) -> float:
+    if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise ClipxError(
+            f"objectives.{name}.weight={weight} must be a number, 0 or more",
+            hint=f"objectives.{name}.weight=1",
+        )
+    return float(weight)
 
 
 def _parameters(target: Any) -> set[str]:
