@@ -93,8 +93,7 @@ def _tiles(table: SuiteTable, summary: Summary) -> str:
     best = summary.methods[0]
     entry = summary.sections[0].rows[best][-1]
     if entry.estimate is not None:
-        half = summary.half(entry.estimate, entry.seeds)
-        under = f"{summary.metric} {summary.figure(entry.estimate.value)}" + (f" ± {half}" if half else "")
+        under = f"{summary.metric} {entry.figure}" + (f" ± {entry.half}" if entry.half else "")
         tiles.append(("best", best, under))
     found = summary.comparisons.get(best)
     if found is not None:
@@ -162,7 +161,7 @@ def _name(row: Row) -> str:
 def _results(table: SuiteTable, summary: Summary) -> str:
     styles = method_styles(list(dict.fromkeys(row.method for row in table.rows)), summary.baseline)
     colours = {method: f"var({VARIABLES[look['color']]})" for method, look in styles.items()}
-    first, *rest = summary.sections
+    first, *rest = summary.tables
     parts = [f"<section><h2>Results{_titled(first.title)}</h2>", _summary(summary, first, colours, True)]
     parts.append(f'<p class="note">{escape(summary.caption)}</p>')
     for section in rest:
@@ -187,8 +186,7 @@ def _summary(summary: Summary, section: Section, colours: dict[str, str], compar
     ]
     for place, method in enumerate(summary.methods):
         tds = "".join(
-            _entry(summary, entry, shade[place])
-            for entry, shade in zip(section.rows[method], shades, strict=True)
+            _entry(entry, shade[place]) for entry, shade in zip(section.rows[method], shades, strict=True)
         )
         if compared:
             tds += _difference(summary, method)
@@ -229,15 +227,14 @@ def _heads(heads: Iterable[tuple[str, bool]], *, up: set[str] = frozenset()) -> 
     )
 
 
-def _entry(summary: Summary, entry: Entry, shade: float | None) -> str:
+def _entry(entry: Entry, shade: float | None) -> str:
     if entry.estimate is None:
         text = f'<span class="state {entry.absence}">{entry.absence}</span>' if entry.absence else "–"
         return f'<td class="n" data-v="">{text}</td>'
     tint = "" if shade is None else f' style="--t:{shade:.2f}"'
     kind = {1: ' class="best"', 2: ' class="second"'}.get(entry.place, "")
-    half = summary.half(entry.estimate, entry.seeds)
-    spread = f'<span class="half">{"± " + escape(half) if half else ""}</span>'
-    figure = escape(summary.figure(entry.estimate.value))
+    spread = f'<span class="half">{"± " + escape(entry.half) if entry.half else ""}</span>'
+    figure = escape(entry.figure)
     lost = entry.failed + entry.missing
     title = f'title="{entry.cells} cell{"s" * (entry.cells != 1)}{f", {lost} lost" if lost else ""}"'
     return (

@@ -73,6 +73,7 @@ class SuiteTable:
         metric: that the tables and figures show.
         baseline: method that the others are compared against; None for none.
         x: axis of the curves and of the table's columns; None for none.
+        metrics: for a further table, a column each.
     """
 
     name: str
@@ -81,6 +82,7 @@ class SuiteTable:
     metric: str
     baseline: str | None
     x: str | None
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

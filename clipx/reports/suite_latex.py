@@ -32,7 +32,7 @@ def escape(text: str) -> str:
 
 def summary_latex(summary: Summary) -> str:
     """One ``table`` with every section as a block of rows; best bold, second underlined."""
-    width = max(len(section.columns) for section in summary.sections)
+    width = max(len(section.columns) for section in summary.tables)
     compared = bool(summary.comparisons)
     lines = [
         "% \\usepackage{booktabs}",
@@ -42,7 +42,7 @@ def summary_latex(summary: Summary) -> str:
         f"\\begin{{tabular}}{{l{'r' * (width + compared)}}}",
         "\\toprule",
     ]
-    for place, section in enumerate(summary.sections):
+    for place, section in enumerate(summary.tables):
         if place:
             lines.append("\\midrule")
         if section.title:
@@ -59,19 +59,19 @@ def _block(summary: Summary, section: Section, *, compared: bool, first: bool) -
         heading.append(f"vs {escape(summary.baseline or '')}" if first else "")
     lines = [" & ".join(heading) + r" \\", "\\midrule"]
     for method in summary.methods:
-        row = [escape(method), *(_entry(summary, entry) for entry in section.rows[method])]
+        row = [escape(method), *(_entry(entry) for entry in section.rows[method])]
         if compared:
             row.append(_difference(summary, method) if first else "")
         lines.append(" & ".join(row) + r" \\")
     return lines
 
 
-def _entry(summary: Summary, entry: Entry) -> str:
+def _entry(entry: Entry) -> str:
     if entry.estimate is None:
         return entry.absence or "--"
-    figure = summary.figure(entry.estimate.value).replace("-", "$-$")
+    figure = entry.figure.replace("-", "$-$")
     figure = {1: f"\\textbf{{{figure}}}", 2: f"\\underline{{{figure}}}"}.get(entry.place, figure)
-    half = summary.half(entry.estimate, entry.seeds)
+    half = entry.half
     return f"{figure} {{\\scriptsize$\\pm${half}}}" if half else figure
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def summary_markdown(summary: Summary) -> str:
     """A heading, every table, and the caption; best bold, second underlined."""
     parts = [f"# {_escaped(summary.title)}\n"]
-    for place, section in enumerate(summary.sections):
+    for place, section in enumerate(summary.tables):
         if section.title:
             parts.append(f"## {_escaped(section.title)}\n")
         parts.append(_table(summary, section, compared=place == 0))
@@ -28,17 +28,17 @@ def _table(summary: Summary, section: Section, *, compared: bool) -> str:
         columns.append(f"vs {_escaped(summary.baseline or '')}")
     rows = []
     for method in summary.methods:
-        row = [_escaped(method), *(_entry(summary, entry) for entry in section.rows[method])]
+        row = [_escaped(method), *(_entry(entry) for entry in section.rows[method])]
         if compared:
             row.append(_difference(summary, method))
         rows.append(row)
     return markdown(columns, rows, right=columns[1:])
 
 
-def _entry(summary: Summary, entry: Entry) -> str:
+def _entry(entry: Entry) -> str:
     if entry.estimate is None:
         return entry.absence or "-"
-    figure, half = summary.figure(entry.estimate.value), summary.half(entry.estimate, entry.seeds)
+    figure, half = entry.figure, entry.half
     figure = {1: f"**{figure}**", 2: f"<ins>{figure}</ins>"}.get(entry.place, figure)
     return f"{figure} ± {half}" if half else figure
 

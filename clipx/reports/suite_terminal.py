@@ -15,8 +15,11 @@ _WIDE = 3
 
 
 def terminal_table(summary: Summary) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Headings and rows of a summary's first table, one row a method, the best first."""
-    section = summary.sections[0]
+    """Headings and rows of a summary's table of several metrics where it has one, else of its first table.
+
+    One row a method, the best first.
+    """
+    section = summary.measures or summary.sections[0]
     wide = len(section.columns) <= _WIDE
     columns = ["method", *section.columns]
     if summary.comparisons:
@@ -24,7 +27,7 @@ def terminal_table(summary: Summary) -> tuple[tuple[str, ...], tuple[tuple[str, 
     columns.append("time a cell")
     rows = []
     for method in summary.methods:
-        row = [method, *(_entry(summary, entry, wide) for entry in section.rows[method])]
+        row = [method, *(_entry(entry, wide) for entry in section.rows[method])]
         if summary.comparisons:
             found = summary.comparisons.get(method)
             row.append("-" if found is None else summary.signed(found.difference.value))
@@ -33,8 +36,8 @@ def terminal_table(summary: Summary) -> tuple[tuple[str, ...], tuple[tuple[str, 
     return tuple(columns), tuple(rows)
 
 
-def _entry(summary: Summary, entry: Entry, wide: bool) -> str:
+def _entry(entry: Entry, wide: bool) -> str:
     if entry.estimate is None:
         return entry.absence or "-"
-    half = summary.half(entry.estimate, entry.seeds) if wide else ""
-    return summary.figure(entry.estimate.value) + (f" ± {half}" if half else "")
+    half = entry.half if wide else ""
+    return entry.figure + (f" ± {half}" if half else "")

@@ -35,6 +35,7 @@ class Entry:
         failed: cells that failed.
         missing: cells that were not computed, or lack the metric.
         place: 1 for the best of its column, 2 for the second, 0 else; equal figures share a place.
+        decimals: places that shares are shown with; None for four significant digits.
     """
 
     estimate: Estimate | None
@@ -43,6 +44,18 @@ class Entry:
     failed: int
     missing: int
     place: int = 0
+    decimals: int | None = None
+
+    @property
+    def figure(self) -> str:
+        """The mean as it is shown; empty where there is none."""
+        return "" if self.estimate is None else shown(self.estimate.value, self.decimals)
+
+    @property
+    def half(self) -> str:
+        """The half width of its interval as it is shown; empty where nothing was repeated to know it by."""
+        known = self.estimate is not None and (self.seeds > 1 or self.estimate.half_width > 0)
+        return shown(self.estimate.half_width, self.decimals) if known else ""  # type: ignore[union-attr]
 
     @property
     def absence(self) -> str:
@@ -69,7 +82,8 @@ class Summary:
         metric: that is shown.
         lower: whether less of it is better.
         methods: the best first.
-        sections: tables; the first speaks for all.
+        sections: tables of the metric; the first speaks for all.
+        measures: a table with a column for each of several metrics; None for none.
         baseline: None for none.
         test: how methods were compared with the baseline; None where none was.
         comparisons: by method.
@@ -86,6 +100,7 @@ class Summary:
     lower: bool
     methods: tuple[str, ...]
     sections: tuple[Section, ...]
+    measures: Section | None
     baseline: str | None
     test: Test | None
     comparisons: dict[str, Comparison]
@@ -94,6 +109,11 @@ class Summary:
     seconds: dict[str, float]
     caption: str
     decimals: int | None
+
+    @property
+    def tables(self) -> tuple[Section, ...]:
+        """All that is set."""
+        return self.sections if self.measures is None else (*self.sections, self.measures)
 
     def figure(self, value: float) -> str:
         """A value of the metric as it is shown."""
@@ -142,8 +162,12 @@ def axis_values(rows: Sequence[Row], axis: str) -> list[Value]:
 
 
 def metric_of(row: Row, metric: str) -> float | None:
-    """The metric of a completed cell; None where it has none that is finite."""
-    value = row.metrics.get(metric) if row.status == "completed" else None
+    """The metric of a completed cell, or what it took; None where it has none that is finite.
+
+    What it took is called ``seconds`` and ``peak_memory_mb``.
+    """
+    known = {"seconds": row.seconds, "peak_memory_mb": row.peak_memory_mb, **row.metrics}
+    value = known.get(metric) if row.status == "completed" else None
     return None if value is None or not math.isfinite(value) else float(value)
 
 
@@ -168,12 +192,12 @@ def summarise(table: SuiteTable) -> Summary:
     lower = lower_is_better(metric)
     axes = varying_axes(rows)
     column_axis = _column_axis(rows, axes, table.x)
-    values = [value for row in rows if (value := metric_of(row, metric)) is not None]
-    decimals = 3 if values and all(-1 <= value <= 1 for value in values) else None
+    decimals = _decimals(rows, metric)
     methods = list(dict.fromkeys(row.method for row in rows))
     drawn = _sections(rows, metric, methods, axes, column_axis)
     sections = tuple(_placed(section, lower, decimals) for section in drawn)
     methods = _best_first(methods, sections[0], lower)
+    measures = _measures(rows, methods, table.metrics) if table.metrics else None
     baseline = table.baseline if table.baseline in methods else None
     test: Test | None = None
     comparisons: dict[str, Comparison] = {}
@@ -196,6 +220,7 @@ def summarise(table: SuiteTable) -> Summary:
         lower=lower,
         methods=tuple(methods),
         sections=sections,
+        measures=measures,
         baseline=baseline,
         test=test if comparisons else None,
         comparisons=comparisons,
@@ -253,6 +278,21 @@ def _section(
     return Section(title, tuple(columns), {m: tuple(part[m] for part in entries) for m in methods})
 
 
+def _measures(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]) -> Section:
+    found: dict[str, list[Entry]] = {method: [] for method in methods}
+    for metric in metrics:
+        column = Section("", (metric,), {m: (e,) for m, e in _entries(rows, metric, methods).items()})
+        placed = _placed(column, lower_is_better(metric), _decimals(rows, metric))
+        for method in methods:
+            found[method] += placed.rows[method]
+    return Section("several figures", tuple(metrics), {method: tuple(each) for method, each in found.items()})
+
+
+def _decimals(rows: Sequence[Row], metric: str) -> int | None:
+    values = [value for row in rows if (value := metric_of(row, metric)) is not None]
+    return 3 if values and all(-1 <= value <= 1 for value in values) else None
+
+
 def _heading(axis: str, value: Value) -> str:
     return label(value) if isinstance(value, str) else f"{axis}={label(value)}"
 
@@ -291,7 +331,10 @@ def _condition(row: Row) -> _Condition:
 
 def _placed(section: Section, lower: bool, decimals: int | None) -> Section:
     """Mark the best and the second of every column, as they are shown: what looks equal is equal."""
-    rows = {method: list(entries) for method, entries in section.rows.items()}
+    rows = {
+        method: [replace(entry, decimals=decimals) for entry in entries]
+        for method, entries in section.rows.items()
+    }
     for column in range(len(section.columns)):
         figures = {
             method: float(shown(entry.estimate.value, decimals))

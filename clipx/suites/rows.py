@@ -34,7 +34,7 @@ def table_of(suite: Suite, cells: Sequence[Cell], index: CellIndex, folder: Path
     metric = suite.metric
     for cell, row in zip(cells, rows, strict=True):
         metric = metric or key_metric(row.metrics, cell.settings)
-    return SuiteTable(suite.name, suite.title, rows, metric or "", suite.baseline, suite.x)
+    return SuiteTable(suite.name, suite.title, rows, metric or "", suite.baseline, suite.x, suite.metrics)
 
 
 def state_of(suite: Suite, cells: Sequence[Cell], index: CellIndex) -> str:

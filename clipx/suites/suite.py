@@ -14,7 +14,7 @@ from clipx.suites.cells import Draft, drafts_of, with_methods
 from clipx.suites.claims import Claim, budget_of, claims_of, drafts_of_claims
 from clipx.suites.grid import Grid, grid_of
 
-_OWN = ("suite", "title", "command", "needs", "metric", "baseline", "x", "launcher", "jobs")
+_OWN = ("suite", "title", "command", "needs", "metric", "metrics", "baseline", "x", "launcher", "jobs")
 """Keys of the eval itself; every other key is of the runs that it makes."""
 
 
@@ -28,6 +28,7 @@ class Suite:
         command: that every cell runs.
         grid: whose methods are names.
         metric: that tables and figures show; None for the one that the cards make claims about.
+        metrics: for a further table, a column each.
         baseline: method that the others are compared against; None for none.
         x: axis of the curves; None for none.
         launcher: Hydra's, for jobs that share the cells; None for this machine.
@@ -49,6 +50,7 @@ class Suite:
     launcher: str | None
     jobs: int | None
     launcher_settings: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
     claims: tuple[Claim, ...] | None = None
     budget: float = 1.0
     repetitions: int = 0
@@ -90,6 +92,7 @@ class Suite:
             "grid": {key: list(values) for key, values in self.grid.axes.items()},
             "set": list(self.grid.fixed),
             "metric": self.metric,
+            "metrics": list(self.metrics),
             "baseline": self.baseline,
             "x": self.x,
         }
@@ -144,7 +147,13 @@ def open_suite(
     grid = grid_of(_plain(axes), _plain(fixed), rest, lambda key: _default(command, rest, key, config_dir))
     grid = with_methods(grid, command, needs, config_dir)
     suite = Suite(
-        command=command, grid=grid, metric=plain.metric, baseline=plain.baseline, x=plain.x, **shown
+        command=command,
+        grid=grid,
+        metric=plain.metric,
+        metrics=tuple(map(str, plain.metrics)),
+        baseline=plain.baseline,
+        x=plain.x,
+        **shown,
     )
     if suite.x is not None and suite.x not in grid.axes:
         raise ClipxError(f"x={suite.x} is no axis of this grid", hint=did_you_mean(suite.x, grid.axes))
@@ -160,7 +169,7 @@ def _suite_of_claims(
 ) -> Suite:
     """The claims of the cards that ``method=`` names, or of all."""
     for argument in own:
-        if _key(argument) in ("command", "needs", "metric", "baseline", "x"):
+        if _key(argument) in ("command", "needs", "metric", "metrics", "baseline", "x"):
             raise ClipxError(
                 f"{argument}: a claim says itself what is compared", hint="clipx methods show NAME prints it"
             )

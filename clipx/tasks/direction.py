@@ -15,6 +15,11 @@ _LOWER_IS_BETTER = (
     "gap",
     "seconds",
     "peak_memory_mb",
+    "centroid_distance",
+    "alignment",
+    "uniformity_image",
+    "uniformity_text",
+    "cross_uniformity",
 )
 
 

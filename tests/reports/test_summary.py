@@ -105,6 +105,31 @@ def test_a_metric_that_falls():
     assert "lower is better" in summary.caption
 
 
+def test_several_metrics_are_a_table_of_their_own():
+    rows = [
+        replace(
+            each, metrics={**each.metrics, "centroid_distance": 1 - each.metrics["top1"]}, seconds=25.0 * seed
+        )
+        for method, top1 in {"gda": 0.8, "zero-shot": 0.5}.items()
+        for seed in (1, 2)
+        for each in [row(method, top1, seed=seed)]
+    ]
+    table = replace(suite(rows, x=None), metrics=("top1", "centroid_distance", "seconds", "lost"))
+    found = summarise(table)
+    assert found.measures.columns == table.metrics
+    first, distance, seconds, lost = found.measures.rows["gda"]
+    assert (first.figure, distance.figure, seconds.figure) == ("0.800", "0.200", "37.5")
+    assert (first.place, distance.place) == (1, 1)  # of a distance the smaller is the better
+    assert (lost.estimate, lost.absence) == (None, "missing")
+    assert found.tables == (*found.sections, found.measures)
+    text = summary_markdown(found)
+    assert "| method | top1 | centroid\\_distance | seconds | lost |" in text
+    assert "| gda | **0.800** ± 0.000 | **0.200** ± 0.000 |" in text
+    columns, printed = terminal_table(found)
+    assert columns[:5] == ("method", *table.metrics)
+    assert printed[0][:3] == ("gda", "0.800", "0.200")
+
+
 def test_matching_needs_the_same_axes_and_seed():
     rows = [
         row("a", 0.1, shots=1),
