@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from clipx.data.fields import IMAGE_VIEWS, TEXT_VIEWS, UNLABELLED
+from clipx.data.fields import TEXT_VIEWS, UNLABELLED
 from clipx.data.order import TrainingOrder, sample_generator
 from clipx.data.transforms import TrainTransform, to_tensor
 from clipx.data.views import Views
@@ -100,7 +100,6 @@ class _Encoder:
         self.templates = list(templates)
         self.extras = list(extras)
         self.views = views
-        self.image_views = [name for name in IMAGE_VIEWS if name in self.extras]
         self.text_views = [name for name in TEXT_VIEWS if name in self.extras]
 
     def __call__(self, example: Any, index: int, generator: np.random.Generator) -> dict[str, Any]:
@@ -121,8 +120,7 @@ class _Encoder:
             if name in self.extras:
                 item[name] = torch.as_tensor(np.asarray(example[name]))
         if self.views is not None:
-            for name in self.image_views:
-                item[name] = self.views.image(example["image"], generator)
+            item |= self.views.images(example["image"], generator, self.extras)
             texts = self.views.texts(caption, captions, generator, self.text_views)
             item |= {name: self.tokens(text) for name, text in texts.items()}
         return item

@@ -139,13 +139,17 @@ class TrainTransform:
 
     def cropped(self, picture: Image.Image, generator: np.random.Generator) -> Image.Image:
         """Crop, resize and mirror alone."""
-        box = self._box(*picture.size, generator)
-        picture = picture.resize((self.size, self.size), self.resample, box=box)
+        picture = self.cut(picture, self.box(*picture.size, generator))
         if self.flip and generator.random() < self.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return picture
 
-    def _box(self, width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    def cut(self, picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+        """A box of the picture (left, top, right, bottom) at the output size."""
+        return picture.resize((self.size, self.size), self.resample, box=box)
+
+    def box(self, width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+        """Draw what a picture of so many pixels is cropped to: left, top, right, bottom."""
         for _ in range(10):
             area = width * height * generator.uniform(*self.scale)
             ratio = math.exp(generator.uniform(*self.log_ratio))

@@ -1,17 +1,22 @@
 """Further views of an image and of its caption, for objectives that compare views with one another."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from clipx.data.augmentation import seeded_from
+from clipx.data.fields import COVER, IMAGE_VIEWS
 from clipx.data.text_changes import TextChange
 from clipx.data.transforms import TrainTransform, to_pil, to_tensor
 from clipx.errors import ClipxError
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom of a crop, pixels."""
 
 
 class ImageView:
@@ -73,7 +78,15 @@ class ImageView:
 
     def __call__(self, image: Any, generator: np.random.Generator) -> Tensor:
         """One view: uint8 ``[3, size, size]``."""
-        return to_tensor(self.recoloured(self.crop.cropped(to_pil(image), generator), generator))
+        return self.with_box(to_pil(image), generator)[0]
+
+    def with_box(self, picture: Image.Image, generator: np.random.Generator) -> tuple[Tensor, Box]:
+        """One view, and the crop that it is of; ``flip`` may have mirrored it."""
+        box = self.crop.box(*picture.size, generator)
+        view = self.crop.cut(picture, box)
+        if self.crop.flip and generator.random() < self.crop.flip:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return to_tensor(self.recoloured(view, generator)), box
 
     def recoloured(self, picture: Image.Image, generator: np.random.Generator) -> Image.Image:
         """All but the crop and the mirror."""
@@ -96,23 +109,42 @@ class ImageView:
 
 
 class Views:
-    """What makes the fields ``image_view_<k>`` and ``text_view_<k>`` of a batch.
+    """What makes the fields ``image_view_<k>`` and ``text_view_<k>`` of a batch, and what they lie in.
 
     Args:
-        image: of an image a view uint8 ``[3, H, W]``.
+        image: what draws a view of an image.
         text: of a caption another.
         fresh_captions: whether each view of the text draws a caption of its own among those of the image.
     """
 
     def __init__(
         self,
-        image: Callable[[Any, np.random.Generator], Tensor],
+        image: ImageView,
         text: TextChange,
         fresh_captions: bool = False,
     ) -> None:
         self.image = image
         self.text = text
         self.fresh_captions = fresh_captions
+
+    def images(self, image: Any, generator: np.random.Generator, fields: Sequence[str]) -> dict[str, Tensor]:
+        """Those of the ``fields`` that are made of the image, views uint8 ``[3, size, size]``.
+
+        Where they hold a cover, both views are drawn, and a clean crop around them.
+        """
+        picture, covered = to_pil(image), not {*COVER}.isdisjoint(fields)
+        drawn = {
+            field: self.image.with_box(picture, generator)
+            for field in IMAGE_VIEWS
+            if covered or field in fields
+        }
+        found = {field: view for field, (view, _) in drawn.items()}
+        if covered:
+            boxes = [box for _, box in drawn.values()]
+            cover = covering_box(boxes, *picture.size, generator)
+            found["cover_view"] = to_tensor(self.image.crop.cut(picture, cover))
+            found["view_boxes"] = shares_of(cover, boxes)
+        return {field: value for field, value in found.items() if field in fields}
 
     def texts(
         self, drawn: str, captions: Sequence[str], generator: np.random.Generator, fields: Sequence[str]
@@ -125,17 +157,52 @@ class Views:
         return found
 
 
-def views_of(size: int, settings: Mapping[str, Any]) -> Views:
+def covering_box(boxes: Sequence[Box], width: int, height: int, generator: np.random.Generator) -> Box:
+    """A crop that holds others: the smallest, each side moved outwards by a random number of pixels.
+
+    Args:
+        boxes: one or more, within the picture.
+        width, height: of the picture, pixels.
+        generator: of the draws.
+
+    Source: Yang et al. 2023 (A-CLIP), section 3.3; the published code moves the corner but not the far sides,
+        so that its crop may miss a part of the others.
+    """
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return (
+        int(generator.integers(0, min(lefts) + 1)),
+        int(generator.integers(0, min(tops) + 1)),
+        int(generator.integers(max(rights), width + 1)),
+        int(generator.integers(max(bottoms), height + 1)),
+    )
+
+
+def shares_of(cover: Box, boxes: Sequence[Box]) -> Tensor:
+    """Where boxes lie in another: x0, y0, x1, y1 as shares of its sides, float32 ``[K, 4]``."""
+    left, top, right, bottom = cover
+    corner, sides = torch.tensor([left, top] * 2), torch.tensor([right - left, bottom - top] * 2)
+    return (torch.tensor(boxes) - corner) / sides
+
+
+def views_of(size: int, settings: Mapping[str, Any], fields: Sequence[str] = ()) -> Views:
     """The views that ``augment.view`` and ``augment.text_view`` of a configuration describe.
 
     Args:
         size: side of the images, pixels.
         settings: ``view``, the keys of ``ImageView``; ``text_view``, those of ``TextChange`` and
             ``fresh_captions``.
+        fields: that will be asked for.
 
     Raises:
-        ClipxError: a key or a value that they do not take.
+        ClipxError: a key or a value that they do not take, or views that are mirrored where it is asked for
+            their place.
     """
     text = dict(settings["text_view"])
     fresh = bool(text.pop("fresh_captions", False))
-    return Views(ImageView(size, **settings["view"]), TextChange(**text), fresh)
+    view = ImageView(size, **settings["view"])
+    if view.crop.flip and not {*COVER}.isdisjoint(fields):
+        raise ClipxError(
+            f"augment.view.flip={view.crop.flip} mirrors views whose place in the image is asked for",
+            hint="augment.view.flip=0",
+        )
+    return Views(view, TextChange(**text), fresh)

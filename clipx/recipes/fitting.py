@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from clipx import console
-from clipx.data.fields import IMAGE_VIEWS, TEXT_VIEWS
+from clipx.data.fields import VIEWS
 from clipx.data.loading import is_stream, training_loader
 from clipx.data.transforms import TrainTransform
 from clipx.data.views import views_of
@@ -169,7 +169,7 @@ def batches(
     options: dict[str, Any] = dict(OmegaConf.to_container(config.augment))  # type: ignore[arg-type]
     changed: dict[str, Any] = {name: options.pop(name) for name in ("view", "text_view") if name in options}
     extras = [field for field in needs if field not in _ALWAYS]
-    views = views_of(clip.image_size, changed) if {*IMAGE_VIEWS, *TEXT_VIEWS} & {*extras} else None
+    views = views_of(clip.image_size, changed, extras) if {*VIEWS} & {*extras} else None
     transform = TrainTransform(
         clip.image_size, mean=clip.preprocess_cfg["mean"], std=clip.preprocess_cfg["std"], **options
     )

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from clipx.data.fields import VIEWS
 from clipx.data.text_changes import TextChange, deleted, replaced, swapped, synonyms
-from clipx.data.views import ImageView, views_of
+from clipx.data.views import ImageView, covering_box, shares_of, views_of
 from clipx.errors import ClipxError
 
 VIEW = {"scale": [0.2, 1.0], "jitter": [0.4, 0.4, 0.4, 0.0]}
@@ -109,3 +110,47 @@ def test_views_share_a_caption_or_draw_their_own():
     found = fresh.texts("this", captions, drawn(), fields)
     assert set(found.values()) <= set(captions)
     assert len({*found.values()}) == 2
+
+
+def test_a_cover_holds_the_others_and_is_drawn_between_the_smallest_and_the_whole():
+    boxes = [(5, 9, 20, 30), (8, 4, 31, 22)]
+    drawn_ = np.array([covering_box(boxes, 40, 48, drawn(seed)) for seed in range(300)])
+    assert drawn_.min(0).tolist() == [0, 0, 31, 30]
+    assert drawn_.max(0).tolist() == [5, 4, 40, 48]
+
+
+def test_shares_are_of_the_sides_of_the_cover():
+    (found,) = shares_of((10, 20, 30, 60), [(15, 20, 30, 40)])
+    assert found.tolist() == [0.25, 0.0, 1.0, 0.5]
+
+
+def test_the_views_lie_in_their_cover_where_it_is_said():
+    plain = {"scale": (0.3, 0.6), "flip": 0.0, "jitter_share": 0, "gray": 0, "blur": 0}
+    views = views_of(64, {"view": plain, "text_view": {}}, VIEWS)
+    # Red grows to the right and green downwards: a view shows where it comes from.
+    rows, columns = np.mgrid[0:200, 0:200]
+    picture = np.stack([columns, rows, 0 * rows], -1).astype(np.uint8)
+    for seed in range(5):
+        found = views.images(picture, drawn(seed), VIEWS)
+        red, green = found["cover_view"][:2].float()
+        for name, box in zip(("image_view_1", "image_view_2"), found["view_boxes"], strict=True):
+            x, y = (box[:2] + box[2:]) / 2  # the middle
+            middle = found[name][:2, 31:33, 31:33].float().mean((1, 2))
+            wanted = [red[0, 0].lerp(red[0, -1], x), green[0, 0].lerp(green[-1, 0], y)]
+            assert torch.allclose(middle, torch.stack(wanted), atol=3.0)
+
+
+def test_only_what_is_asked_for_is_given_and_a_cover_changes_no_view():
+    views = views_of(32, {"view": {**VIEW, "flip": 0.0}, "text_view": {}})
+    alone = views.images(PICTURE, drawn(), ["text", "image_view_1"])
+    assert [*alone] == ["image_view_1"]
+    covered = views.images(PICTURE, drawn(), ["image_view_1", "cover_view"])
+    assert [*covered] == ["image_view_1", "cover_view"]
+    assert torch.equal(alone["image_view_1"], covered["image_view_1"])
+
+
+def test_a_mirrored_view_has_no_place():
+    settings = {"view": VIEW, "text_view": {}}
+    assert views_of(32, settings, ["image_view_1"])
+    with pytest.raises(ClipxError, match=r"flip=0\.5 mirrors views"):
+        views_of(32, settings, ["view_boxes"])

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from clipx.config import compose, resolve
+from clipx.data.fields import VIEWS
 from clipx.errors import BadSample, ClipxError
 from clipx.models.loading import load
 from clipx.recipes import fitting, parts
@@ -244,7 +245,7 @@ def test_a_field_that_no_data_gives_is_named_before_the_first_step(begin):
 
 
 def test_the_fields_of_data_are_read_off_the_first_good_example():
-    assert parts.batch_fields(Photos("train")) == {"image", "text", "label", "index"}
+    assert parts.batch_fields(Photos("train")) == {"image", "text", "label", "index", *VIEWS}
 
     class Rich(Photos):
         def example(self, index):
