@@ -3,15 +3,17 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from clipx.models.text import encode_short, shorten
+from clipx.models.comparison import Comparison
+from clipx.models.geometry import Geometry
+from clipx.models.geometry import unit_rows as unit_rows
+from clipx.models.text import shorten
 from clipx.models.tokenizer import FULL_VOCABULARY, MERGES_FILE, merges
 
 CONFIG_FILE = "open_clip_config.json"
@@ -21,10 +23,11 @@ MAX_LOG_SCALE = 4.605170185988092
 
 
 class CLIP(nn.Module):
-    """An image tower and a text tower that map into one space of unit vectors.
+    """An image tower, a text tower, and how an image is compared with a text.
 
-    Everything downstream compares an image with a text through ``score``, so that a model whose comparison is
-    not a dot product needs no other change.
+    What is stored of an image or a text, whatever handles embeddings, is a *row*: a unit vector in a CLIP as
+    OpenAI made it, and whatever the comparison of this model takes in another. Everything downstream compares
+    rows through ``score``, so that a model whose comparison is not a dot product needs no other change.
 
     Args:
         model: an open_clip ``CLIP`` or ``CustomTextCLIP``.
@@ -32,6 +35,8 @@ class CLIP(nn.Module):
         model_cfg: the open_clip architecture, as it is saved.
         preprocess_cfg: open_clip's preprocessing: size, mean, std, interpolation, resize_mode.
         name: what the user called it.
+        own_cfg: what open_clip does not know of: ``comparison`` (its ``kind`` and settings), ``final_norm``
+            and ``logit_scale_bounds``, as they are saved; nothing where all is as open_clip has it.
     """
 
     mean: Tensor
@@ -44,13 +49,17 @@ class CLIP(nn.Module):
         model_cfg: dict[str, Any],
         preprocess_cfg: dict[str, Any],
         name: str,
+        own_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        if not hasattr(model, "comparison"):
+            model.comparison = Geometry()  # part of the model, so that what knows weights knows its own
         self.tokenizer = tokenizer
         self.model_cfg = model_cfg
         self.preprocess_cfg = preprocess_cfg
         self.name = name
+        self.own_cfg = dict(own_cfg or {})
         self.register_buffer("mean", torch.tensor(preprocess_cfg["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess_cfg["std"]).view(1, 3, 1, 1), persistent=False)
 
@@ -75,8 +84,13 @@ class CLIP(nn.Module):
         return next(self.model.parameters()).device
 
     @property
+    def comparison(self) -> Comparison:
+        """How rows are compared."""
+        return self.model.comparison  # type: ignore[return-value]
+
+    @property
     def logit_scale(self) -> Tensor:
-        """exp of the learnt log-temperature, a scalar in [1, 100]."""
+        """exp of the learnt log-temperature, a scalar; in [1, 100] unless the model has other bounds."""
         return self.model.logit_scale.exp()  # type: ignore[operator]
 
     @property
@@ -85,26 +99,30 @@ class CLIP(nn.Module):
         return getattr(self.model, "logit_bias", None)
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """Embed normalised images ``[B, 3, H, W]`` as ``[B, D]``, unit rows unless ``normalize`` is false."""
-        features = self.model.encode_image(images)  # type: ignore[operator]
-        return unit_rows(features) if normalize else features
+        """Rows ``[B, F]`` of normalised images ``[B, 3, H, W]``: unit rows where the comparison is a cosine.
+
+        Without ``normalize``, what the tower gives before it becomes a row.
+        """
+        features = self.comparison.image_features(self.model, images)
+        return self.comparison.image_rows(features) if normalize else features
 
     def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
-        """Embed token ids ``[B, L]`` as ``[B, D]``, unit rows unless ``normalize`` is false.
+        """Rows ``[B, F]`` of token ids ``[B, L]``: unit rows where the comparison is a cosine.
 
-        ``L`` is the context length, or less where ``shorten`` has cut the tokens.
+        Without ``normalize``, what the tower gives before it becomes a row. ``L`` is the context length, or
+        less where ``shorten`` has cut the tokens.
         """
-        features = encode_short(self.model, tokens)
-        return unit_rows(features) if normalize else features
+        features = self.comparison.text_features(self.model, tokens)
+        return self.comparison.text_rows(features) if normalize else features
 
     def score(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Compare every image with every text: logits ``[M, N]``, higher is more alike.
 
         Args:
-            image_features: ``[M, D]`` unit rows.
-            text_features: ``[N, D]`` unit rows.
+            image_features: rows ``[M, F]`` as ``encode_image`` gives them.
+            text_features: rows ``[N, F]`` as ``encode_text`` gives them.
         """
-        logits = self.logit_scale * image_features @ text_features.T
+        logits = self.comparison.image_to_text(image_features, text_features, self.logit_scale)
         bias = self.logit_bias
         return logits if bias is None else logits + bias
 
@@ -132,13 +150,21 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the logit scale in [1, 100]; called after every optimizer step."""
-        self.model.logit_scale.clamp_(0.0, MAX_LOG_SCALE)  # type: ignore[operator]
+        """Keep the logit scale in its bounds, [1, 100] unless the model has others, and what the comparison
+        bounds in its own; called after every optimizer step.
+        """
+        low, high = self.own_cfg.get("logit_scale_bounds", (0.0, MAX_LOG_SCALE))
+        if low is not None or high is not None:
+            self.model.logit_scale.clamp_(low, high)  # type: ignore[operator]
+        self.comparison.clamp()
 
     def fingerprint(self) -> str:
-        """A hash of the weights, the architecture and the preprocessing: equal for equal embeddings."""
+        """A hash of the weights, the architecture, the comparison and the preprocessing: equal for equal
+        embeddings.
+        """
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([self.model_cfg, self.preprocess_cfg], sort_keys=True, default=str).encode())
+        configs = [self.model_cfg, self.preprocess_cfg, *([self.own_cfg] if self.own_cfg else [])]
+        digest.update(json.dumps(configs, sort_keys=True, default=str).encode())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(key.encode())
             digest.update(
@@ -151,6 +177,9 @@ class CLIP(nn.Module):
     def save(self, folder: str | Path) -> Path:
         """Write a folder that ``open_clip.create_model_and_transforms("local-dir:<folder>")`` loads.
 
+        A model with a comparison of its own, or without final norms, is no CLIP to open_clip: ``load`` reads
+        its folder, and open_clip refuses the weights, whose names it does not know.
+
         Holds ``open_clip_config.json``, ``open_clip_model.safetensors``, the files of a Hugging Face
         tokenizer and, for a small vocabulary, the merges of its own, which open_clip takes as
         ``SimpleTokenizer(bpe_path="<folder>/bpe_merges.txt.gz", context_length=...)``.
@@ -162,6 +191,8 @@ class CLIP(nn.Module):
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.model.state_dict().items()}
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
+        if self.own_cfg:
+            config["clipx"] = self.own_cfg
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         text_cfg = self.model_cfg["text_cfg"]
         if is_small_vocabulary(text_cfg):
@@ -169,11 +200,6 @@ class CLIP(nn.Module):
         elif hasattr(self.tokenizer, "save_pretrained"):
             self.tokenizer.save_pretrained(folder)
         return folder
-
-
-def unit_rows(features: Tensor) -> Tensor:
-    """Rows ``[B, D]`` at length 1, in float32 or better."""
-    return functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 def is_small_vocabulary(text_cfg: dict[str, Any]) -> bool:
@@ -184,7 +210,7 @@ def is_small_vocabulary(text_cfg: dict[str, Any]) -> bool:
 
 @torch.no_grad()
 def images_to_features(clip: CLIP, images: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
-    """Embed uint8 images ``[B, 3, H, W]`` without gradient as unit rows float32 ``[B, D]``."""
+    """Embed uint8 images ``[B, 3, H, W]`` without gradient as rows float32 ``[B, F]``."""
     device = clip.device
     with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
         return clip.encode_image(clip.normalize(images.to(device, non_blocking=True))).float()

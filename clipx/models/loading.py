@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import pickle
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from torch.nn import functional
 
 from clipx.errors import ClipxError, did_you_mean, missing_extra
 from clipx.hub import cache_only_when_unreachable
-from clipx.models.clip import CLIP, CONFIG_FILE, WEIGHTS_FILE, is_small_vocabulary
+from clipx.models.clip import CLIP, CONFIG_FILE, MAX_LOG_SCALE, WEIGHTS_FILE, is_small_vocabulary
+from clipx.models.comparison import attach
+from clipx.models.final_norm import remove_final_norms
 from clipx.models.tokenizer import small_tokenizer
 
 PRESETS = Path(__file__).parent / "presets"
@@ -34,6 +37,9 @@ def load(
     context_length: int | None = None,
     init_logit_scale: float | None = None,
     init_logit_bias: float | None = None,
+    comparison: Mapping[str, Any] | None = None,
+    final_norm: bool | None = None,
+    logit_scale_bounds: Sequence[float | None] | None = None,
     device: str | torch.device = "cpu",
 ) -> CLIP:
     """Build a CLIP and load its weights.
@@ -49,6 +55,14 @@ def load(
         init_logit_scale: log of the initial scale where the weights are random.
         init_logit_bias: gives the model a learnt bias that starts here (SigLIP); also where the weights have
             none.
+        comparison: how images and texts are compared: ``kind``, one of ``clipx.models.comparison.KINDS``, and
+            its settings, see ``clipx.models.geometry.Geometry`` and ``clipx.models.mixture.Mixture``. Without
+            a kind, settings in the place of those that the model was saved with. None: as it was saved, else
+            the cosine.
+        final_norm: false takes the last layer norm from both towers, see ``remove_final_norms``; None: as it
+            was saved.
+        logit_scale_bounds: logs of the smallest and largest scale in training, None for no bound; None: as it
+            was saved, else (0, ln 100).
         device: where to put the model.
 
     Raises:
@@ -66,15 +80,18 @@ def load(
         )
     init = {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
     init = {key: value for key, value in init.items() if value is not None}
-    checkpoint = None
+    checkpoint: Path | None = None
+    saved: dict[str, Any] = {}
     if own_folder is not None:
         location = f"local-dir:{own_folder}"
-        model_cfg, preprocess_cfg = _read_config(own_folder)
+        model_cfg, preprocess_cfg, saved = _read_config(own_folder)
         load_weights = pretrained is None and own_folder.parent != PRESETS
         if load_weights:
-            _weights(own_folder)
+            weights = _weights(own_folder)
+            if saved:  # open_clip could not put them in their places
+                checkpoint, load_weights = weights, False
         if pretrained is not None:
-            checkpoint, brought = _checkpoint(name, pretrained, model_cfg)
+            checkpoint, brought, saved = _checkpoint(name, pretrained, model_cfg)
             preprocess_cfg = {**preprocess_cfg, **brought}
     elif name.startswith(("hf-hub:", "local-dir:")):
         location, load_weights, preprocess_cfg = name, True, {}
@@ -93,7 +110,7 @@ def load(
             if pretrained in tags:
                 load_weights = True
             else:
-                checkpoint, preprocess_cfg = _checkpoint(name, pretrained, model_cfg, tags)
+                checkpoint, preprocess_cfg, saved = _checkpoint(name, pretrained, model_cfg, tags)
 
     loaded = load_weights or checkpoint is not None
     # open_clip interpolates the positions of a transformer as it loads weights; those of a ResNet are left to
@@ -102,8 +119,15 @@ def load(
     sizes = {"force_image_size": None if by_us else image_size, "force_context_length": context_length}
     tag = pretrained if load_weights and own_folder is None else None
     model = _create(location, tag, load_weights, sizes, init)
+    own_cfg = _own_config(saved, comparison, final_norm, logit_scale_bounds)
+    width = int(model_cfg["embed_dim"])
+    # What the weights were saved with is there before them, what replaces it after.
+    _apply(model, {key: own_cfg[key] for key in saved if _same_kind(saved, own_cfg, key)}, width)
     if checkpoint is not None:
         _load_checkpoint(model, checkpoint, name)
+    _apply(model, {key: own_cfg[key] for key in own_cfg if not _same_kind(saved, own_cfg, key)}, width)
+    if "comparison" in own_cfg:
+        own_cfg["comparison"] = model.comparison.spec  # type: ignore[union-attr]
     if by_us:
         assert image_size is not None
         _resize_attention_pool(model.visual, image_size)  # type: ignore[arg-type]
@@ -122,9 +146,58 @@ def load(
         **preprocess_cfg,
         "size": model.visual.image_size,  # type: ignore[union-attr]
     }
-    return CLIP(model, _tokenizer(name, location, model_cfg), model_cfg, preprocess_cfg, Path(name).name).to(
-        device
+    tokenizer = _tokenizer(name, location, model_cfg)
+    return CLIP(model, tokenizer, model_cfg, preprocess_cfg, Path(name).name, own_cfg).to(device)
+
+
+def _own_config(
+    saved: Mapping[str, Any],
+    comparison: Mapping[str, Any] | None,
+    final_norm: bool | None,
+    bounds: Sequence[float | None] | None,
+) -> dict[str, Any]:
+    """What a model has that open_clip does not know of: as it was saved, and as it is asked for now."""
+    own = dict(saved)
+    if comparison is not None:
+        before = dict(saved.get("comparison") or {"kind": "clip"})
+        same = comparison.get("kind", before["kind"]) == before["kind"]
+        own["comparison"] = {**before, **comparison} if same else dict(comparison)
+        if own["comparison"] == {"kind": "clip"}:
+            del own["comparison"]
+    if final_norm is not None:
+        if final_norm and saved.get("final_norm", True) is False:
+            raise ClipxError("this model was trained without final norms: it has none to put back")
+        own |= {} if final_norm else {"final_norm": False}
+    if bounds is not None:
+        own["logit_scale_bounds"] = _checked_bounds(bounds)
+        if own["logit_scale_bounds"] == [0.0, MAX_LOG_SCALE]:
+            del own["logit_scale_bounds"]
+    return own
+
+
+def _checked_bounds(bounds: Sequence[float | None]) -> list[float | None]:
+    found = [None if each is None else float(each) for each in bounds]
+    if len(found) == 2:
+        low, high = found
+        if low is None or high is None or low < high:
+            return found
+    raise ClipxError(
+        f"logit_scale_bounds={list(bounds)} are no bounds",
+        hint="logs of the smallest and largest scale: [0,4.6052]; null for none",
     )
+
+
+def _same_kind(saved: Mapping[str, Any], own_cfg: Mapping[str, Any], key: str) -> bool:
+    if key not in saved or key not in own_cfg:
+        return False
+    return key != "comparison" or saved[key]["kind"] == own_cfg[key]["kind"]
+
+
+def _apply(model: nn.Module, own_cfg: Mapping[str, Any], width: int) -> None:
+    if own_cfg.get("final_norm") is False:
+        remove_final_norms(model)
+    if "comparison" in own_cfg:
+        attach(model, own_cfg["comparison"], width)
 
 
 def _default_preprocess() -> dict[str, Any]:
@@ -149,10 +222,11 @@ def _model_folder(name: str) -> Path | None:
     return None
 
 
-def _read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The architecture, the preprocessing, and what open_clip does not know of, of the model in a folder."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return config["model_cfg"], config.get("preprocess_cfg", {})
+        return config["model_cfg"], config.get("preprocess_cfg", {}), config.get("clipx", {})
     except (OSError, ValueError, KeyError) as error:
         raise ClipxError(f"{folder / CONFIG_FILE} is not an open_clip configuration: {error}") from error
 
@@ -180,28 +254,28 @@ def _in_one_line(error: BaseException) -> str:
 
 def _checkpoint(
     name: str, pretrained: str, model_cfg: dict[str, Any], tags: list[str] | None = None
-) -> tuple[Path, dict[str, Any]]:
-    """The weights file that ``pretrained`` names, and the preprocessing it was trained with where a folder
-    says so.
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The weights file that ``pretrained`` names, and the preprocessing and comparison it was trained with
+    where a folder says so.
 
     Raises:
         ClipxError: there is no such file, or its folder says that it is of another architecture.
     """
     path = Path(pretrained)
     if path.is_file():
-        return path, {}
+        return path, {}, {}
     folder = _model_folder(pretrained)
     if folder is None:
         choices = [*(tags or []), *preset_names()]
         raise ClipxError(
             f"{name} has no pretrained weights {pretrained!r}", hint=did_you_mean(pretrained, choices)
         )
-    other, preprocess_cfg = _read_config(folder)
+    other, preprocess_cfg, saved = _read_config(folder)
     if _towers(other) != _towers(model_cfg):
         raise ClipxError(
             f"{pretrained} holds another architecture than {name}", hint=f"use its own: model={pretrained}"
         )
-    return _weights(folder), preprocess_cfg
+    return _weights(folder), preprocess_cfg, saved
 
 
 def _weights(folder: Path) -> Path:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipx.errors import ClipxError
-from clipx.models.clip import CLIP, unit_rows
+from clipx.models.clip import CLIP
 
 
 def embed_with_patches(clip: CLIP, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,6 +24,11 @@ def embed_with_patches(clip: CLIP, images: Tensor) -> tuple[Tensor, Tensor]:
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
+    if not clip.comparison.one_vector:
+        raise ClipxError(
+            f"{clip.name} compares by {clip.comparison.kind}: no image is one vector, beside its patches",
+            hint="objectives.cross_entropy.pool=embedding",
+        )
     visual: Any = clip.model.visual
     if isinstance(visual, VisionTransformer):
         tokens = visual.transformer(visual._embeds(images))
@@ -62,7 +67,7 @@ def patch_mean(patches: Tensor) -> Tensor:
 def features_and_patch_mean(
     clip: CLIP, images: Tensor, precision: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Unit rows ``[B, D]`` and patch means ``[B, W]``, float32, of uint8 images ``[B, 3, H, W]``.
+    """Rows ``[B, D]``, see ``CLIP``, and patch means ``[B, W]``, float32, of uint8 images ``[B, 3, H, W]``.
 
     Raises:
         ClipxError: as ``embed_with_patches``.
@@ -70,7 +75,7 @@ def features_and_patch_mean(
     device = clip.device
     with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
         pooled, patches = embed_with_patches(clip, clip.normalize(images.to(device, non_blocking=True)))
-    return unit_rows(pooled).float(), patch_mean(patches).float()
+    return clip.comparison.image_rows(pooled).float(), patch_mean(patches).float()
 
 
 def patch_mean_of_images(clip: CLIP, images: Tensor, precision: torch.dtype = torch.float32) -> Tensor:

@@ -85,9 +85,18 @@ def encode_hidden(tower: Any, embeddings: Tensor) -> Tensor:
 
 def read_out(tower: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
     """What a causal tower makes of its last layer ``[B, L, W]`` where the texts end: ``[B, D]``."""
+    return projected(tower, pooled_end(tower, hidden, tokens))
+
+
+def pooled_end(tower: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """The last layer ``[B, L, W]`` of a causal tower, normalised, where the texts end: ``[B, W]``."""
     pooling, end = _pooling(tower)
     # The model's own class normalises all positions first, a TextTransformer too; both then read one.
-    pooled = text_global_pool(tower.ln_final(hidden), tokens, pooling, eos_token_id=end)
+    return text_global_pool(tower.ln_final(hidden), tokens, pooling, eos_token_id=end)
+
+
+def projected(tower: Any, pooled: Tensor) -> Tensor:
+    """What the projection of a causal tower makes of rows ``[B, W]``: ``[B, D]``; themselves without one."""
     projection = tower.text_projection
     if projection is None:
         return pooled

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipx.errors import ClipxError
+from clipx.models.comparison import Comparison, check_cosine
+from clipx.models.geometry import COSINE
 from clipx.objectives.chunked import at_least_float32, check_chunk_size, log_sums, row_log_sums
 from clipx.training.distributed import check_equal_rows, gather_rows, world
 from clipx.training.encoded import Encoded
@@ -17,6 +19,7 @@ def info_nce(
     text: Tensor,
     logit_scale: Tensor | float,
     *,
+    compare: Comparison = COSINE,
     logit_bias: Tensor | float | None = None,
     targets: Tensor | None = None,
     left_out: Tensor | None = None,
@@ -28,9 +31,10 @@ def info_nce(
     """The symmetric contrastive loss, the mean of its image-to-text and text-to-image cross-entropies.
 
     Args:
-        image: ``[B, D]`` unit rows.
-        text: ``[B, D]`` unit rows, row i the caption of image i.
+        image: ``[B, D]`` unit rows, or rows as ``compare`` takes them.
+        text: ``[B, D]`` likewise, row i the caption of image i.
         logit_scale: the inverse temperature s = exp(t), > 0.
+        compare: how an image and a text are compared.
         logit_bias: added to the logits; a softmax does not see it, but a model that has one keeps it in the
             graph, where DistributedDataParallel looks for it.
         targets: soft targets ``[B, M]``, rows sum to 1, of both directions; None for row i <-> row
@@ -52,10 +56,10 @@ def info_nce(
     """
     all_image = image if all_image is None else all_image
     all_text = text if all_text is None else all_text
-    _check_candidates(image, all_text)
+    check_candidates(image, all_text, compare)
     wanted = torch.arange(offset, offset + len(image), device=image.device) if targets is None else targets
-    image_to_text = logit_scale * image @ all_text.T
-    text_to_image = logit_scale * text @ all_image.T
+    image_to_text = compare.image_to_text(image, all_text, logit_scale)
+    text_to_image = compare.text_to_image(text, all_image, logit_scale)
     if logit_bias is not None:
         image_to_text, text_to_image = image_to_text + logit_bias, text_to_image + logit_bias
     if left_out is not None:
@@ -122,7 +126,7 @@ def chunked_info_nce(
     """
     all_image = image if all_image is None else all_image
     all_text = text if all_text is None else all_text
-    _check_candidates(image, all_text)
+    check_candidates(image, all_text)
     whole = all_image is image and all_text is text
     image, text, all_image, all_text = map(at_least_float32, (image, text, all_image, all_text))
     if whole:  # the logits of one direction are those of the other, transposed
@@ -145,17 +149,20 @@ def _wanted(rows: Tensor, candidates: Tensor, own: slice, label_smoothing: float
     return (1 - label_smoothing) * matches + label_smoothing * rows @ candidates.mean(0)
 
 
-def _check_candidates(image: Tensor, all_text: Tensor) -> None:
-    if image.shape[-1] != all_text.shape[-1]:
-        raise ClipxError(
-            f"image embeddings have {image.shape[-1]} dimensions, text embeddings {all_text.shape[-1]}"
-        )
+def check_candidates(image: Tensor, all_text: Tensor, compare: Comparison = COSINE) -> None:
+    """Check that images ``[B, D]`` can be contrasted with texts ``[M, D]``.
+
+    Raises:
+        ClipxError: rows that ``compare`` cannot take, such as of towers of different width, or fewer than two
+            texts.
+    """
+    compare.check(image, all_text)
     if len(all_text) < 2:
         raise ClipxError("a contrastive batch needs at least 2 pairs", hint="raise training.batch_size")
 
 
 class InfoNCE(nn.Module):
-    """The objective of CLIP over the batches of all processes.
+    """The objective of CLIP over the batches of all processes, compared as the model compares.
 
     With ``local_loss`` and ``gather_with_grad`` (the default) each process scores its own rows against
     everyone's, and the averaged gradient equals that of one process with the whole batch. Without gradient
@@ -176,6 +183,7 @@ class InfoNCE(nn.Module):
 
     needs = ("image", "text")
     pooled = True
+    any_comparison = True
 
     def __init__(
         self,
@@ -200,7 +208,8 @@ class InfoNCE(nn.Module):
         """``{"infonce": loss}`` of an encoded batch.
 
         Raises:
-            ClipxError: processes hold batches of different size.
+            ClipxError: processes hold batches of different size, or ``chunk_size`` of a model that does not
+                compare by the cosine.
         """
         image, text = encoded.image(), encoded.text()
         check_equal_rows(image)
@@ -209,7 +218,11 @@ class InfoNCE(nn.Module):
         offset = world()[0] * len(image)
         if not self.local_loss:
             image, text, offset = all_image, all_text, 0
-        score = partial(chunked_info_nce, chunk_size=self.chunk_size) if self.chunk_size else info_nce
+        if self.chunk_size:
+            check_cosine(encoded.comparison, "chunk_size of InfoNCE", "chunk_size=0")
+            score = partial(chunked_info_nce, chunk_size=self.chunk_size)
+        else:
+            score = partial(info_nce, compare=encoded.comparison)
         loss = score(
             image,
             text,

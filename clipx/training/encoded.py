@@ -9,7 +9,8 @@ from torch import Tensor
 
 from clipx.data.fields import IMAGE_FIELDS, TOKEN_FIELDS
 from clipx.errors import ClipxError
-from clipx.models.clip import CLIP, unit_rows
+from clipx.models.clip import CLIP
+from clipx.models.comparison import Comparison
 from clipx.models.patches import embed_with_patches, patch_mean
 
 
@@ -21,6 +22,10 @@ class Encoded:
         batch: images uint8 ``[B, 3, H, W]``, token ids int64 ``[B, L]``, on the model's device.
         embeddings: by field, where they are known already.
         progress: share of the training that is done, a scalar in [0, 1), for weights that change on the way.
+        features: by field, what the towers give before it becomes rows, where it is known already.
+
+    Attributes:
+        notes: figures that objectives report, by name.
     """
 
     def __init__(
@@ -29,13 +34,17 @@ class Encoded:
         batch: dict[str, Any],
         embeddings: Mapping[str, Tensor] | None = None,
         progress: Tensor | float = 0.0,
+        features: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.clip = clip
         self.batch = batch
         self.progress = progress
         self._cache = dict(embeddings or {})
+        self.notes: dict[str, Tensor] = {}
+        self._features = dict(features or {})
         self._patches: dict[str, Tensor] = {}
         self._made: dict[Any, Any] = {}
+        self._given: dict[str, Any] = {}
         kind = clip.device.type
         self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
@@ -46,9 +55,12 @@ class Encoded:
         return self.batch[field]
 
     def image(self, field: str = "image") -> Tensor:
-        """Unit image embeddings float32 ``[B, D]`` of this process's rows."""
+        """Rows of images float32 ``[B, F]``, see ``CLIP``: of a cosine unit rows ``[B, D]``."""
         if field not in self._cache:
-            self._cache[field] = self.clip.encode_image(self.clip.normalize(self[field]))
+            if field in self._features:
+                self._cache[field] = self.clip.comparison.image_rows(self._features[field])
+            else:
+                self._cache[field] = self.clip.encode_image(self.clip.normalize(self[field]))
         return self._cache[field]
 
     def patches(self, field: str = "image") -> Tensor:
@@ -61,18 +73,34 @@ class Encoded:
         """
         if field not in self._patches:
             pooled, patches = embed_with_patches(self.clip, self.clip.normalize(self[field]))
-            self._cache.setdefault(field, unit_rows(pooled))
+            self._features.setdefault(field, pooled.to(torch.promote_types(pooled.dtype, torch.float32)))
             self._patches[field] = patch_mean(patches)
         return self._patches[field]
 
     def text(self, field: str = "text") -> Tensor:
-        """Unit text embeddings float32 ``[B, D]`` of this process's rows."""
+        """Rows of texts float32 ``[B, F]``, likewise."""
         if field not in self._cache:
-            self._cache[field] = self.clip.encode_text(self[field])
+            if field in self._features:
+                self._cache[field] = self.clip.comparison.text_rows(self._features[field])
+            else:
+                self._cache[field] = self.clip.encode_text(self[field])
         return self._cache[field]
 
+    def features(self, field: str) -> Tensor:
+        """What the tower gives of a field before it becomes rows, float32 ``[B, D]``.
+
+        Asked for before the rows of the field, they come from the same pass through the tower.
+        """
+        if field not in self._features:
+            if field in IMAGE_FIELDS:
+                found = self.clip.encode_image(self.clip.normalize(self[field]), normalize=False)
+            else:
+                found = self.clip.encode_text(self[field], normalize=False)
+            self._features[field] = found.to(torch.promote_types(found.dtype, torch.float32))
+        return self._features[field]
+
     def embed_texts(self, tokens: Tensor) -> Tensor:
-        """Unit embeddings float32 ``[N, D]`` of token ids ``[N, L]`` that are in no field.
+        """Rows float32 ``[N, F]`` of token ids ``[N, L]`` that are in no field.
 
         In the precision of the towers, which an objective that asks for it has left.
         """
@@ -88,6 +116,24 @@ class Encoded:
         """Give unit embeddings ``[B, D]`` a name that objectives ask for them by, as for those of a field."""
         self._cache[field] = embeddings
 
+    def give(self, name: str, value: Any) -> None:
+        """Leave something for other objectives that need it."""
+        self._given[name] = value
+
+    def given(self, name: str) -> Any:
+        """What an objective has given by this name.
+
+        Raises:
+            ClipxError: none has.
+        """
+        if name not in self._given:
+            raise ClipxError(f"no objective gives {name!r}")
+        return self._given[name]
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Report a figure, a scalar, with the terms of the loss that it is no part of."""
+        self.notes[name] = value.detach()
+
     def once(self, owner: Any, make: Callable[[], Any]) -> Any:
         """What ``make`` returns, called once a batch and owner."""
         if owner not in self._made:
@@ -95,9 +141,14 @@ class Encoded:
         return self._made[owner]
 
     def embeddings(self, fields: Iterable[str]) -> dict[str, Tensor]:
-        """Unit embeddings float32 ``[B, D]`` of those fields that hold images or tokens, by name."""
+        """Rows float32 ``[B, F]`` of those fields that hold images or tokens, by name."""
         images = {field: self.image(field) for field in fields if field in IMAGE_FIELDS}
         return images | {field: self.text(field) for field in fields if field in TOKEN_FIELDS}
+
+    @property
+    def comparison(self) -> Comparison:
+        """How an image and a text are compared."""
+        return self.clip.comparison
 
     @property
     def logit_scale(self) -> Tensor:

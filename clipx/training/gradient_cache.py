@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from clipx.errors import ClipxError
-from clipx.training.encoded import Encoded
 from clipx.training.module import TrainingModule
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -27,8 +26,8 @@ class ChunkEncoder(nn.Module):
         self.module = module
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Unit embeddings float32 ``[b, D]`` of every field of images or tokens ``[b, ...]``."""
-        return Encoded(self.module.clip, batch).embeddings(batch)
+        """What ``TrainingModule.embed`` gives, float32 ``[b, D]``, of every field ``[b, ...]``."""
+        return self.module.embed(batch)
 
 
 def cached_backward(

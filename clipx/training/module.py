@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from clipx.data.fields import IMAGE_FIELDS, TOKEN_FIELDS
 from clipx.models.clip import CLIP
+from clipx.models.comparison import check_cosine
 from clipx.training.encoded import Encoded
 
 
@@ -21,17 +22,28 @@ class TrainingModule(nn.Module):
         objectives: name -> module with ``needs`` and ``forward(encoded) -> {name: scalar}``; one whose
             ``forward`` sees the images and texts of a batch through their pooled embeddings alone says
             ``pooled = True``, and can train with a gradient cache; one that sees the patches of some fields
-            names them as ``patched``; one with ``after_step(clip, progress)``, such as that of a tower that
-            follows another, is called after every optimizer step; one that takes fields as they are, not
-            embedded, names them among its needs and as ``raw``; one that makes embeddings of its own, which
-            others need, names them as ``gives`` and puts them there in ``prepare(encoded)``.
+            names them as ``patched``, and one that sees some before they become rows as ``unnormalised``; one
+            with ``after_step(clip, progress)``, such as that of a tower that follows another, is called after
+            every optimizer step; one that takes fields as they are, not embedded, names them among its needs
+            and as ``raw``; one that makes embeddings of its own, which others need, names them as ``gives``
+            and puts them there in ``prepare(encoded)``. One that asks
+            the model how it compares says ``any_comparison = True``; any other takes rows to be unit rows,
+            and goes with the cosine alone.
         weights: name -> factor of its terms in the sum, 1 where missing.
+
+    Raises:
+        ClipxError: an objective of the cosine, of a model that compares otherwise.
     """
 
     def __init__(
         self, clip: CLIP, objectives: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None
     ) -> None:
         super().__init__()
+        for name, objective in objectives.items():
+            if not getattr(objective, "any_comparison", False):
+                check_cosine(
+                    clip.comparison, f"the objective {name}", "infonce and siglip take any comparison"
+                )
         self.clip = clip
         self.objectives = nn.ModuleDict(objectives)
         self.weights = dict(weights or {})
@@ -51,13 +63,26 @@ class TrainingModule(nn.Module):
         asked = {field for objective in self.objectives.values() for field in _embedded(objective)}
         return [field for field in self.needs if field in asked & {*IMAGE_FIELDS, *TOKEN_FIELDS}]
 
+    @property
+    def unnormalised(self) -> list[str]:
+        """Those of them that an objective wants as they are before they become rows."""
+        asked = {field for each in self.objectives.values() for field in getattr(each, "unnormalised", ())}
+        return [field for field in self.embedded if field in asked]
+
+    def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What objectives see of each field of images or tokens: rows, or what becomes of them rows."""
+        encoded, early = Encoded(self.clip, batch), {*self.unnormalised} & {*batch}
+        return {field: encoded.features(field) for field in early} | encoded.embeddings({*batch} - early)
+
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Every term, unweighted, and their weighted sum as ``loss``."""
+        """Every term, unweighted, their weighted sum as ``loss``, and the figures that objectives note."""
         return self.terms(self.encoded(batch))
 
     def encoded(self, batch: dict[str, Any], embeddings: Mapping[str, Tensor] | None = None) -> Encoded:
-        """A batch as the objectives see it; ``embeddings`` as ``Encoded`` takes them."""
-        return Encoded(self.clip, batch, embeddings, self.progress)
+        """A batch as the objectives see it; ``embeddings`` of fields, as ``embed`` gives them."""
+        given = dict(embeddings or {})
+        features = {field: given.pop(field) for field in self.unnormalised if field in given}
+        return Encoded(self.clip, batch, given, self.progress, features)
 
     @torch.no_grad()
     def after_step(self, done: float) -> None:
@@ -71,8 +96,11 @@ class TrainingModule(nn.Module):
         for objective in self.objectives.values():
             for field in getattr(objective, "patched", ()):
                 encoded.patches(field)
+        for objective in self.objectives.values():
             if prepare := getattr(objective, "prepare", None):
                 prepare(encoded)
+        for field in self.unnormalised:
+            encoded.features(field)
         terms: dict[str, Tensor] = {}
         total: Tensor | float = 0.0
         for name, objective in self.objectives.items():
@@ -80,7 +108,7 @@ class TrainingModule(nn.Module):
             found = _in_float32(objective, encoded)
             terms.update(found)
             total = total + self.weights.get(name, 1.0) * torch.stack(list(found.values())).sum()
-        return {**terms, "loss": total}  # type: ignore[dict-item]
+        return {**terms, **encoded.notes, "loss": total}  # type: ignore[dict-item]
 
 
 def needed(objective: nn.Module) -> Sequence[str]:
