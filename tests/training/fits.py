@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -17,11 +18,19 @@ from clipx.data.loading import training_loader
 from clipx.data.transforms import TrainTransform
 from clipx.errors import BadSample
 from clipx.models.loading import load
+from clipx.objectives.alignment import Alignment
+from clipx.objectives.barlow import Barlow
 from clipx.objectives.class_contrast import ClassContrast
+from clipx.objectives.cloob import CLOOB
 from clipx.objectives.cross_entropy import CrossEntropy
 from clipx.objectives.infonce import InfoNCE, info_nce
+from clipx.objectives.multi_view import MultiView
+from clipx.objectives.neighbours import NearestNeighbours
+from clipx.objectives.projected_views import ProjectedViews
 from clipx.objectives.prompt_cross_entropy import PromptCrossEntropy
 from clipx.objectives.siglip import SigLIP
+from clipx.objectives.simsiam import SimSiam
+from clipx.objectives.uniformity import CrossUniformity, Uniformity
 from clipx.run import Run
 from clipx.training.loop import Trainer
 from clipx.training.module import TrainingModule
@@ -255,6 +264,14 @@ CACHED = {
     "siglip, chunked": lambda: {"siglip": SigLIP(chunk_size=3)},
     "prompts, drawn": lambda: {"prompts": PromptCrossEntropy(_class_prompts(), "random")},
     "prompts, averaged": lambda: {"prompts": PromptCrossEntropy(_class_prompts(), "average")},
+    "infonce, alignment, uniformity": lambda: {
+        "infonce": InfoNCE(),
+        "alignment": Alignment(),
+        "uniformity": Uniformity(),
+        "cross_uniformity": CrossUniformity(),
+    },
+    "cloob": lambda: {"cloob": CLOOB(learn_beta=True).double()},
+    "views, heads and a queue": lambda: {"infonce": InfoNCE(), **_views()},
     "two, and a head": lambda: {"class": ClassContrast("equal"), "head": _head()},
 }
 """Objectives that train with a gradient cache."""
@@ -262,6 +279,19 @@ CACHED = {
 
 def _class_prompts():
     return torch.randint(1, 1000, (4, 3, 16), generator=torch.Generator().manual_seed(0))
+
+
+def _views():
+    torch.manual_seed(0)
+    like, pair = SimpleNamespace(model_cfg={"embed_dim": 32}), [["image", "text"]]
+    made = {
+        "views": MultiView(["image"], ["text"]),
+        "projected": ProjectedViews(like, ["image"], ["text"], hidden=6, width=4),
+        "siam": SimSiam(like, pair, 6, 4, 2, 3),
+        "barlow": Barlow(like, pair, hidden=6, width=4),
+        "nn": NearestNeighbours(like, ["image"], ["text"], size=20),
+    }
+    return {name: objective.double() for name, objective in made.items()}
 
 
 def _head():
