@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from clipx import console
 from clipx.data.fields import VIEWS
 from clipx.data.loading import is_stream, training_loader
+from clipx.data.text_changes import TextChange
 from clipx.data.transforms import TrainTransform
 from clipx.data.views import views_of
 from clipx.errors import ClipxError, missing_extra
@@ -22,12 +23,16 @@ from clipx.training.distributed import world
 from clipx.training.loop import Positions
 from clipx.training.settings import LoopSettings
 
+_WARMUP = 2000
+"""Steps in which CLIP's learning rate rises (Radford et al. 2021, table 18)."""
 _ALWAYS = {"image", "text", "label", "index"}
 """Fields that every training batch has."""
 
 
 def loop_settings(training: DictConfig, source: Any, began_with: int | None = None) -> LoopSettings:
     """The loop's settings, with ``epochs`` turned into ``steps``, and batches no larger than the data.
+
+    ``warmup`` of None is CLIP's 2000 steps, in a short training a fifth of it.
 
     Args:
         training: the keys of ``LoopSettings``, with ``epochs``.
@@ -58,7 +63,9 @@ def loop_settings(training: DictConfig, source: Any, began_with: int | None = No
         pairs = max(1, values["batch_size"] * values["accumulate"] * before)
         values["steps"] = max(1, math.ceil(epochs * examples / pairs))
     longest = int(values["steps"] // 5)
-    if values["warmup"] > longest:  # a short trial run still warms up and trains
+    if values["warmup"] is None:
+        values["warmup"] = min(_WARMUP, longest)
+    elif values["warmup"] > longest:  # a short trial run still warms up and trains
         if rank == 0:
             console.info(f"warm-up takes {longest} of the {values['steps']} steps, not {values['warmup']}")
         values["warmup"] = longest
@@ -168,6 +175,8 @@ def batches(
     rank, size = world()
     options: dict[str, Any] = dict(OmegaConf.to_container(config.augment))  # type: ignore[arg-type]
     changed: dict[str, Any] = {name: options.pop(name) for name in ("view", "text_view") if name in options}
+    stop_words = options.pop("stop_words", 0.0)
+    change = TextChange(stop_words, synonyms=0, swap=0, delete=0, keep=1) if stop_words else None
     extras = [field for field in needs if field not in _ALWAYS]
     views = views_of(clip.image_size, changed, extras) if {*VIEWS} & {*extras} else None
     transform = TrainTransform(
@@ -180,6 +189,7 @@ def batches(
         templates=templates,
         extras=extras,
         views=views,
+        change=change,
         batch_size=batch_size,
         seed=config.seed,
         steps=steps,

@@ -347,6 +347,12 @@ def test_epochs_of_a_stream_of_unknown_size():
 
 
 def test_a_warm_up_longer_than_a_fifth_of_the_run_is_shortened_aloud(capsys):
-    assert training(steps=20).warmup == 4
+    assert training(steps=20, warmup=100).warmup == 4
     assert "warm-up takes 4 of the 20 steps, not 100" in capsys.readouterr().err
-    assert training(steps=1000).warmup == 100
+    assert training(steps=1000, warmup=100).warmup == 100
+    assert "warm-up" not in capsys.readouterr().err
+
+
+def test_a_warm_up_that_is_not_said_is_clips_or_a_fifth_of_the_run(capsys):
+    assert [training(steps=steps).warmup for steps in (448, 9_999, 100_000)] == [89, 1999, 2000]
+    assert "warm-up" not in capsys.readouterr().err
