@@ -35,8 +35,8 @@ class CLIP(nn.Module):
         model_cfg: the open_clip architecture, as it is saved.
         preprocess_cfg: open_clip's preprocessing: size, mean, std, interpolation, resize_mode.
         name: what the user called it.
-        own_cfg: what open_clip does not know of: ``comparison`` (its ``kind`` and settings), ``final_norm``
-            and ``logit_scale_bounds``, as they are saved; nothing where all is as open_clip has it.
+        own_cfg: what open_clip does not know of: ``comparison`` (its ``kind`` and settings), ``final_norm``,
+            ``logit_scale_bounds`` and ``share``, as they are saved; nothing where all is as open_clip has it.
     """
 
     mean: Tensor
@@ -188,8 +188,7 @@ class CLIP(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.model.state_dict().items()}
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(with_own_memory(self.model.state_dict()), folder / WEIGHTS_FILE, metadata={"format": "pt"})
         config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
         if self.own_cfg:
             config["clipx"] = self.own_cfg
@@ -200,6 +199,17 @@ class CLIP(nn.Module):
         elif hasattr(self.tokenizer, "save_pretrained"):
             self.tokenizer.save_pretrained(folder)
         return folder
+
+
+def with_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: on the CPU, and copied where two names stand for one."""
+    found: dict[str, Tensor] = {}
+    taken = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        found[name] = value.clone() if value.data_ptr() in taken else value
+        taken.add(value.data_ptr())
+    return found
 
 
 def is_small_vocabulary(text_cfg: dict[str, Any]) -> bool:

@@ -50,7 +50,8 @@ def distances_from_top(model: nn.Module) -> dict[str, int]:
 
     Source: the layer ids of BEiT's fine-tuning, as FT-CLIP and EVA-CLIP use them.
     """
-    names = [name for name, _ in model.named_parameters()]
+    # Of a block that towers share both names count: it is as deep in either.
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     visual = model.get_submodule("visual")
     found = dict.fromkeys((name for name in names if part_of(name) == "scale"), 0)
     image = [name.removeprefix("visual.") for name in names if part_of(name) == "image"]

@@ -19,6 +19,7 @@ from clipx.hub import cache_only_when_unreachable
 from clipx.models.clip import CLIP, CONFIG_FILE, MAX_LOG_SCALE, WEIGHTS_FILE, is_small_vocabulary
 from clipx.models.comparison import attach
 from clipx.models.final_norm import remove_final_norms
+from clipx.models.surgery.shared_trunk import check_equal_weights, share_trunk
 from clipx.models.tokenizer import small_tokenizer
 
 PRESETS = Path(__file__).parent / "presets"
@@ -40,6 +41,7 @@ def load(
     comparison: Mapping[str, Any] | None = None,
     final_norm: bool | None = None,
     logit_scale_bounds: Sequence[float | None] | None = None,
+    share: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
 ) -> CLIP:
     """Build a CLIP and load its weights.
@@ -63,6 +65,8 @@ def load(
             was saved.
         logit_scale_bounds: logs of the smallest and largest scale in training, None for no bound; None: as it
             was saved, else (0, ln 100).
+        share: what both towers have in common, of ``clipx.models.surgery.shared_trunk.PARTS``; None: as it
+            was saved, else nothing.
         device: where to put the model.
 
     Raises:
@@ -119,13 +123,16 @@ def load(
     sizes = {"force_image_size": None if by_us else image_size, "force_context_length": context_length}
     tag = pretrained if load_weights and own_folder is None else None
     model = _create(location, tag, load_weights, sizes, init)
-    own_cfg = _own_config(saved, comparison, final_norm, logit_scale_bounds)
+    own_cfg = _own_config(saved, comparison, final_norm, logit_scale_bounds, share)
     width = int(model_cfg["embed_dim"])
     # What the weights were saved with is there before them, what replaces it after.
     _apply(model, {key: own_cfg[key] for key in saved if _same_kind(saved, own_cfg, key)}, width)
     if checkpoint is not None:
         _load_checkpoint(model, checkpoint, name)
-    _apply(model, {key: own_cfg[key] for key in own_cfg if not _same_kind(saved, own_cfg, key)}, width)
+    new = {key: own_cfg[key] for key in own_cfg if not _same_kind(saved, own_cfg, key)}
+    if loaded and "share" in new:
+        check_equal_weights(model, new["share"])
+    _apply(model, new, width)
     if "comparison" in own_cfg:
         own_cfg["comparison"] = model.comparison.spec  # type: ignore[union-attr]
     if by_us:
@@ -155,6 +162,7 @@ def _own_config(
     comparison: Mapping[str, Any] | None,
     final_norm: bool | None,
     bounds: Sequence[float | None] | None,
+    share: Sequence[str] | None,
 ) -> dict[str, Any]:
     """What a model has that open_clip does not know of: as it was saved, and as it is asked for now."""
     own = dict(saved)
@@ -172,6 +180,10 @@ def _own_config(
         own["logit_scale_bounds"] = _checked_bounds(bounds)
         if own["logit_scale_bounds"] == [0.0, MAX_LOG_SCALE]:
             del own["logit_scale_bounds"]
+    if share is not None:
+        own["share"] = list(share)
+        if not share:
+            del own["share"]
     return own
 
 
@@ -190,6 +202,8 @@ def _checked_bounds(bounds: Sequence[float | None]) -> list[float | None]:
 def _same_kind(saved: Mapping[str, Any], own_cfg: Mapping[str, Any], key: str) -> bool:
     if key not in saved or key not in own_cfg:
         return False
+    if key == "share":
+        return saved[key] == own_cfg[key]
     return key != "comparison" or saved[key]["kind"] == own_cfg[key]["kind"]
 
 
@@ -198,6 +212,8 @@ def _apply(model: nn.Module, own_cfg: Mapping[str, Any], width: int) -> None:
         remove_final_norms(model)
     if "comparison" in own_cfg:
         attach(model, own_cfg["comparison"], width)
+    if "share" in own_cfg:
+        share_trunk(model, own_cfg["share"])
 
 
 def _default_preprocess() -> dict[str, Any]:

@@ -42,7 +42,8 @@ def lock(
     if not isinstance(scale, bool):
         _set_scale(clip, scale)
     locked = {part for part, wanted in (("image", image), ("text", text), ("scale", scale)) if wanted}
-    for name, parameter in clip.model.named_parameters():
+    # What both towers share is locked with either.
+    for name, parameter in clip.model.named_parameters(remove_duplicate=False):
         if part_of(name) in locked:
             parameter.requires_grad_(False)
     if first_convolution:

@@ -50,7 +50,7 @@ def cross_modal_mix(
     all_mixed: Tensor | None = None,
     offset: int = 0,
 ) -> Tensor:
-    """m2-Mix: a pair against the mixes of every other image with its own caption, which lie between the clouds.
+    """m2-Mix: a pair against every other image mixed with its own caption, which lies between the clouds.
 
     Args:
         image: ``[B, D]`` unit rows.
@@ -233,7 +233,7 @@ class UnimodalMix(nn.Module):
 
 
 def drawn_share(beta: float, device: torch.device) -> Tensor:
-    """A scalar in [0, 1] of the Beta distribution of ``beta`` twice, the first process's in all; collective."""
+    """A scalar in [0, 1] of the Beta distribution of ``beta`` twice, one for all processes; collective."""
     # On the CPU and in float64: the same on any device, and exact near 0 and 1, where it mostly lies.
     both = torch.tensor(beta, dtype=torch.float64)
     drawn = torch.distributions.Beta(both, both).sample()

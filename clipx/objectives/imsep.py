@@ -1,4 +1,4 @@
-"""IMSep: images keep apart from images and texts from texts, the less the more their captions mean the same."""
+"""IMSep: images keep apart from images and texts from texts, but for those whose captions mean the same."""
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ def separation(
     all_rows: Tensor | None = None,
     offset: int = 0,
 ) -> Tensor:
-    """Each row picks its partner against the other rows of its own modality, weighed by how far they mean else.
+    """Each row picks its partner against the rows of its own modality, as far as these mean something else.
 
     Args:
         rows: ``[B, D]`` unit rows of one modality.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clipx import console
 from clipx.errors import ClipxError
+from clipx.models.clip import with_own_memory
 
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.pt"
@@ -79,8 +80,7 @@ class Checkpoints:
             OSError: it could not be written; what was there before is untouched.
         """
         with written_whole(self.path(step)) as folder:
-            detached = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            save_file(detached, folder / MODEL_FILE, metadata={"format": "pt"})
+            save_file(with_own_memory(tensors), folder / MODEL_FILE, metadata={"format": "pt"})
             torch.save(training, folder / TRAINING_FILE)
             (folder / STATE_FILE).write_text(json.dumps({"step": step, **state}), encoding="utf-8")
         self._prune(step)

@@ -5,6 +5,7 @@ from torch import nn
 
 from clipx.errors import ClipxError
 from clipx.models.layers import distances_from_top, part_of
+from clipx.models.surgery.shared_trunk import share_trunk
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 3}
 VIT = {"image_size": 32, "layers": 12, "width": 32, "head_width": 16, "patch_size": 16}
@@ -88,3 +89,10 @@ def test_a_parameter_in_an_unknown_place_is_refused():
 def test_parts():
     names = ["visual.proj", "text.proj", "token_embedding.weight", "logit_scale", "logit_bias"]
     assert [part_of(name) for name in names] == ["image", "text", "text", "scale", "scale"]
+
+
+def test_a_block_that_towers_share_is_as_deep_in_both():
+    clip = model(VIT | {"width": 16, "layers": 3, "head_width": 8})
+    apart = distances_from_top(clip)
+    share_trunk(clip)
+    assert distances_from_top(clip) == apart

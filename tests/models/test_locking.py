@@ -6,6 +6,7 @@ from torch import nn
 
 from clipx.errors import ClipxError
 from clipx.models.locking import lock
+from clipx.models.surgery.shared_trunk import share_trunk
 
 
 def free(clip):
@@ -75,3 +76,18 @@ def test_a_scale_is_put_where_it_is_locked(micro):
     for wrong in (0, 0.5, 101, "large", None):
         with pytest.raises(ClipxError, match=f"lock.scale={wrong} must lie in"):
             lock(copy.deepcopy(micro), scale=wrong)
+
+
+@pytest.mark.parametrize("part", ["image", "text"])
+def test_what_towers_share_is_locked_with_either(micro, part):
+    clip = copy.deepcopy(micro)
+    share_trunk(clip.model)
+    lock(clip, **{part: True})
+    free = {name for name, parameter in clip.model.named_parameters() if parameter.requires_grad}
+    own = {
+        "image": {"positional_embedding", "token_embedding.weight", "logit_scale"},
+        "text": {"logit_scale"}
+        | {f"visual.{name}" for name in ("class_embedding", "positional_embedding", "conv1.weight")}
+        | {"visual.ln_pre.weight", "visual.ln_pre.bias"},
+    }
+    assert free == own[part]

@@ -276,3 +276,36 @@ def test_a_hugging_face_tokenizer_travels_with_the_model(micro, saved, tmp_path)
 def test_what_is_saved_is_what_was_loaded(micro, saved):
     stored = load_file(saved / WEIGHTS_FILE)
     assert all(torch.equal(stored[key], value) for key, value in micro.model.state_dict().items())
+
+
+def test_towers_that_share_their_trunk_are_saved_as_a_model_that_open_clip_knows(tmp_path):
+    import open_clip
+
+    torch.manual_seed(0)
+    clip = load("micro", share=["blocks", "norm", "projection"]).eval()
+    folder = clip.save(tmp_path / "model")
+    theirs, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    ours = load(str(folder)).eval()
+    assert ours.model.visual.transformer is ours.model.transformer
+    assert len(list(ours.parameters())) == len(list(clip.parameters())) < len(list(theirs.parameters()))
+    images, tokens = torch.randn(2, 3, 32, 32), clip.tokenize(["a red circle", "a star"])
+    with torch.no_grad():
+        for mine, other in (
+            (clip.encode_image(images), theirs.eval().encode_image(images, normalize=True)),
+            (clip.encode_text(tokens), theirs.encode_text(tokens, normalize=True)),
+            (clip.encode_image(images), ours.encode_image(images)),
+        ):
+            torch.testing.assert_close(mine, other, atol=1e-6, rtol=0)
+    assert load(str(folder), share=[]).own_cfg == {}
+    assert load("micro", str(folder)).model.visual.proj is not None
+    assert load("micro", str(folder)).own_cfg["share"] == ["blocks", "norm", "projection"]
+
+
+def test_weights_that_were_trained_apart_are_not_shared(saved, tmp_path):
+    with pytest.raises(ClipxError, match="trained apart: sharing their norm"):
+        state = load_file(saved / WEIGHTS_FILE)
+        folder = rewritten(saved, tmp_path / "moved", lambda config: None)
+        save_file({**state, "ln_final.bias": state["ln_final.bias"] + 1}, folder / WEIGHTS_FILE)
+        load(str(folder), share=["norm"])
+    with pytest.raises(ClipxError, match="sharing their blocks"):
+        load(str(saved), share=["blocks"])

@@ -37,6 +37,17 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def test_a_tensor_of_two_names_is_saved_under_both(checkpoints):
+    weight = torch.arange(4.0)
+    checkpoints.save(1, {"one": weight, "two": weight, "other": weight + 1}, {}, {})
+    found = checkpoints.load(1).tensors
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "one": [0, 1, 2, 3],
+        "two": [0, 1, 2, 3],
+        "other": [1, 2, 3, 4],
+    }
+
+
 def test_what_is_saved_is_loaded(checkpoints):
     assert save(checkpoints, 30) == checkpoints.folder / "step-00000030"
     step, tensors, training, state = checkpoints.newest()

@@ -25,7 +25,7 @@ def share_trunk(model: nn.Module, parts: Sequence[str] = PARTS) -> None:
 
     Patches, class token and positions of images and the embeddings and positions of tokens stay apart; texts
     keep their causal mask. The weights are those of the text tower, whose initialisation is CLIP's. The state
-    of the model keeps the names of both towers, so that what is saved is an ordinary model with equal weights.
+    of the model keeps the names of both towers: what is saved is an ordinary model with equal weights.
 
     Args:
         model: an open_clip model of two transformers, a ViT and a causal one.
