@@ -10,11 +10,27 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from clipx.errors import ClipxError
+from clipx.models.geometry import COSINE
+from clipx.models.loading import load
+from clipx.objectives.alignment import Alignment
+from clipx.objectives.attentive_mask import AttentiveMask
+from clipx.objectives.barlow import Barlow
+from clipx.objectives.cloob import CLOOB
+from clipx.objectives.geodesic_mixup import CrossModalMix, UnimodalMix
 from clipx.objectives.heads import BatchNormAcross
+from clipx.objectives.imsep import IMSep
 from clipx.objectives.infonce import InfoNCE
 from clipx.objectives.masked_language import NOT_ASKED, told_loss
+from clipx.objectives.multi_view import MultiView
+from clipx.objectives.neighbours import NearestNeighbours
+from clipx.objectives.projected_views import ProjectedViews
+from clipx.objectives.rank_consistency import RankConsistency
 from clipx.objectives.siglip import SigLIP
+from clipx.objectives.simsiam import SimSiam
+from clipx.objectives.sinkhorn_swap import SinkhornSwap
+from clipx.objectives.uniformity import CrossUniformity, Uniformity
 from clipx.training.distributed import exchange, foreign_rows, gather_rows, world
+from clipx.training.encoded import Encoded
 
 ROWS = 3
 """Pairs a process."""
@@ -31,7 +47,86 @@ CASES = {
     "siglip reduce": lambda: SigLIP("reduce"),
     "siglip gather": lambda: SigLIP("gather"),
     "siglip bidir chunked": lambda: SigLIP("bidir", chunk_size=2),
+    "alignment": lambda: Alignment(exponent=1.5),
+    "alignment, cosine": lambda: Alignment(form="cosine", detach="text"),
+    "uniformity": lambda: Uniformity(),
+    "cross_uniformity": lambda: CrossUniformity(t=3.0),
+    "multi-view": lambda: MultiView(label_smoothing=0.1),
+    "simsiam": lambda: seeded(SimSiam, hidden=6, width=4, predictor=3),
+    "simsiam across": lambda: seeded(
+        SimSiam, [["image", "text"], ["image", "text_view_1"]], 6, 4, 2, 3, last_affine=False
+    ),
+    "barlow": lambda: seeded(Barlow, [["image", "text"], ["image_view_1", "text_view_2"]], hidden=6, width=4),
+    "projected": lambda: seeded(ProjectedViews, hidden=6, width=4),
+    "swap": lambda: Together(
+        seeded(ProjectedViews, hidden=6, width=4, label_smoothing=0.0), SinkhornSwap(iterations=2)
+    ),
+    "neighbours": lambda: seeded(NearestNeighbours, size=10),
+    "cloob": lambda: CLOOB(beta=8.0),
+    "cloob, raw": lambda: CLOOB(beta=None),
+    "cloob, info_nce": lambda: CLOOB(beta=3.0, contrast="info_nce"),
+    "rank consistency": lambda: Drawing(RankConsistency()),
+    "m2-mix": lambda: Drawing(CrossModalMix()),
+    "v-mix": lambda: Drawing(UnimodalMix("image")),
+    "l-mix": lambda: Drawing(UnimodalMix("text", epochs=3)),
+    "vl-mix": lambda: Drawing(UnimodalMix("both")),
+    "attentive-mask": lambda: OfModel(lambda clip: AttentiveMask(clip, hidden=6, width=4)),
+    "imsep": lambda: IMSep(),
+    "imsep plain": lambda: IMSep(["text"], semantic=False),
 }
+
+
+class Together(nn.Module):
+    """Objectives of which one needs what another gives: their sum."""
+
+    def __init__(self, *objectives):
+        super().__init__()
+        self.objectives = nn.ModuleList(objectives)
+
+    def forward(self, encoded):
+        return {"sum": sum(value for each in self.objectives for value in each(encoded).values())}
+
+
+class Drawing(nn.Module):
+    """An objective that draws, with a generator of its own in every process; the first's is that of one alone."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, encoded):
+        torch.manual_seed(8 + world()[0])
+        return self.objective(encoded)
+
+
+class OfModel(nn.Module):
+    """An objective of a micro CLIP, on pictures, crops and captions that are made of the rows of a pair."""
+
+    def __init__(self, build):
+        super().__init__()
+        torch.manual_seed(6)
+        self.clip = load("micro").double()
+        self.objective = build(self.clip).double()
+
+    def forward(self, encoded):
+        rows, words = encoded.features("image").detach(), encoded.features("text").detach()
+        generator = torch.Generator().manual_seed(7)
+        batch = {"text": functional.pad(1 + (1e3 * words).long() % 999, (1, 1))}
+        batch["text"][:, 0], batch["text"][:, -1] = 1022, 1023  # start and end
+        for field in ("image", "image_view_1", "image_view_2", "cover_view"):
+            paint = torch.randn(5, 3 * 32 * 32, generator=generator, dtype=torch.float64)
+            batch[field] = (255 * (rows @ paint).sigmoid()).view(-1, 3, 32, 32)
+        low, high = (rows[:, :4] / 9).sigmoid() / 2, 1 - (rows[:, 1:] / 9).sigmoid() / 2
+        sides = torch.stack([low[:, :2], high[:, :2], low[:, 2:], high[:, 2:]], dim=1)
+        batch["view_boxes"] = sides.view(-1, 2, 4)
+        return self.objective(Encoded(self.clip, batch, progress=encoded.progress))
+
+
+class Batch(SimpleNamespace):
+    """What objectives ask of an encoded batch, and its raw fields."""
+
+    def __getitem__(self, field):
+        return self.raw[field]
 
 
 class Towers(nn.Module):
@@ -47,16 +142,58 @@ class Towers(nn.Module):
         self.objective = objective
 
     def forward(self, images, texts):
-        image = functional.normalize(images @ self.image, dim=-1)
-        text = functional.normalize(texts @ self.text, dim=-1)
-        encoded = SimpleNamespace(
-            image=lambda: image,
-            text=lambda: text,
+        given = {}
+
+        def features(field):
+            rows, tower = (images, self.image) if field.startswith("image") else (texts, self.text)
+            # A view of a field shows the same with its columns moved on.
+            return rows.roll(int(field[-1]) if field[-1].isdigit() else 0, dims=-1) @ tower
+
+        def rows(field):
+            return given[field] if field in given else functional.normalize(features(field), dim=-1)
+
+        encoded = Batch(
+            raw={"semantics": functional.normalize(texts[:, :2].abs(), dim=-1)},
+            image=lambda field="image": rows(field),
+            text=lambda field="text": rows(field),
+            features=features,
+            put=given.__setitem__,
+            give=given.__setitem__,
+            given=given.__getitem__,
+            note=lambda name, value: None,
             logit_scale=self.logit_scale.exp(),
             logit_bias=self.logit_bias,
+            comparison=COSINE,
+            progress=torch.tensor(0.4),
         )
-        (loss,) = self.objective(encoded).values()
-        return loss
+        for each in self.objective.modules():
+            if prepare := getattr(each, "prepare", None):
+                prepare(encoded)
+        loss = sum(self.objective(encoded).values())
+        # What an objective does not ask for would keep DistributedDataParallel from exchanging anything.
+        return loss + 0 * sum(parameter.sum() for parameter in self.parameters())
+
+
+def seeded(build, *arguments, **options):
+    """An objective of embeddings of 5 numbers, with heads and queues that are the same in every process."""
+    torch.manual_seed(6)
+    return build(SimpleNamespace(model_cfg={"embed_dim": 5}), *arguments, **options).double()
+
+
+def check_alone(processes, prefix):
+    """Check that processes together found what one finds alone, in the cases whose names start so."""
+    names = [name for name in CASES if name.startswith(prefix)]
+    assert names
+    for name in names:
+        towers = Towers(CASES[name]())
+        loss = towers(*pairs(len(processes)))
+        loss.backward()
+        alone = {"loss": loss.detach(), **gradients(towers), **dict(towers.named_buffers())}
+        for found in processes:
+            for key, value in alone.items():
+                torch.testing.assert_close(
+                    found[name][key], value, rtol=1e-9, atol=1e-11, msg=f"{name}: {key}"
+                )
 
 
 def pairs(size):
@@ -109,7 +246,7 @@ def run(rank, size, folder):
         loss = towers(images[mine], texts[mine])
         loss.backward()
         dist.all_reduce(mean := loss.detach() / size)
-        found[name] = {"loss": mean, **gradients(towers.module)}
+        found[name] = {"loss": mean, **gradients(towers.module), **dict(towers.module.named_buffers())}
     head = DistributedDataParallel(Told())
     loss = head(*(part[mine] for part in told(size)))
     loss.backward()
@@ -122,7 +259,8 @@ def run(rank, size, folder):
 def unequal(rank):
     """The messages of what refuses batches of different size; the processes go on together afterwards."""
     rows = functional.normalize(torch.ones(2 + (rank == 0), 5), dim=-1)
-    encoded = SimpleNamespace(image=lambda: rows, text=lambda: rows, logit_scale=10.0, logit_bias=-10.0)
+    scale = {"logit_scale": 10.0, "logit_bias": -10.0, "comparison": COSINE}
+    encoded = SimpleNamespace(image=lambda: rows, text=lambda: rows, **scale)
     messages = []
     for objective in (InfoNCE(), *map(SigLIP, ("bidir", "shift", "reduce", "gather"))):
         try:

@@ -99,6 +99,13 @@ FIELDS = {
             "embeddings of the caption with hidden words",
             "the objective clipx.objectives.masked_language.MaskedLanguage",
         ),
+        Field(
+            "projected_views",
+            "[B, D]",
+            "float32",
+            "views of images and captions as heads of their own see them",
+            "the objective clipx.objectives.projected_views.ProjectedViews",
+        ),
         Field("boxes", "[B, K, 4]", "float32", "x0, y0, x1, y1 in pixels, padded with -1", "data=scenes"),
         Field("masks", "[B, K, H, W]", "bool", "visible pixels of every object", "data=scenes"),
         Field(

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from clipx.data.fields import TEXT_VIEWS, UNLABELLED
 from clipx.data.order import TrainingOrder, sample_generator
+from clipx.data.text_changes import TextChange
 from clipx.data.transforms import TrainTransform, to_tensor
 from clipx.data.views import Views
 from clipx.errors import BadSample, ClipxError, kind_of
@@ -93,6 +94,7 @@ class _Encoder:
         templates: Sequence[str],
         extras: Sequence[str],
         views: Views | None = None,
+        change: TextChange | None = None,
     ) -> None:
         self.classes = source.classes
         self.transform = transform
@@ -100,6 +102,7 @@ class _Encoder:
         self.templates = list(templates)
         self.extras = list(extras)
         self.views = views
+        self.change = change
         self.text_views = [name for name in TEXT_VIEWS if name in self.extras]
 
     def __call__(self, example: Any, index: int, generator: np.random.Generator) -> dict[str, Any]:
@@ -108,7 +111,7 @@ class _Encoder:
         caption = captions[int(generator.integers(len(captions)))]
         item = {
             "image": image,
-            "text": self.tokens(caption),
+            "text": self.tokens(caption if self.change is None else self.change(caption, generator)),
             "label": example.get("label", UNLABELLED),
             "index": index,
         }
@@ -305,6 +308,7 @@ def training_loader(
     world: int = 1,
     positions: Mapping[int, Sequence[int]] | None = None,
     views: Views | None = None,
+    change: TextChange | None = None,
 ) -> DataLoader:
     """Batches of steps ``first`` to ``end`` of a run, for one process.
 
@@ -323,6 +327,7 @@ def training_loader(
         positions: of a stream's workers, as batches reported them, to go on from; with ``workers`` None as
             many workers as then.
         views: what makes the views that ``extras`` ask for.
+        change: of the caption itself, which its views do not see; None for none.
 
     Raises:
         ClipxError: fewer than two samples, or another number of workers than that which read a stream so far;
@@ -335,7 +340,7 @@ def training_loader(
     """
     workers = worker_count(workers) if not positions else _as_before(workers, positions)
     used = templates or getattr(source, "templates", None) or DEFAULT_TEMPLATES
-    encoder = _Encoder(source, transform, tokenize, used, extras, views)
+    encoder = _Encoder(source, transform, tokenize, used, extras, views, change)
     common: dict[str, Any] = {
         "num_workers": workers,
         "pin_memory": torch.cuda.is_available(),

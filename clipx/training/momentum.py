@@ -14,17 +14,24 @@ class Momentum(nn.Module):
 
     Args:
         module: whose copy it starts as.
+        batch_statistics: batch norms take their statistics from the batch while the owner trains, as in
+            BYOL, where the copy is a head whose batch norms would not fit those of the faster head.
 
     Source: Tarvainen and Valpola 2017 (mean teacher); He et al. 2020 (MoCo); Grill et al. 2020 (BYOL).
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, batch_statistics: bool = False) -> None:
         super().__init__()
+        self.batch_statistics = batch_statistics
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Momentum":
-        """Stay as in use: dropout and batch statistics of a target would be noise in it."""
+        """Stay as in use: dropout of a target, and batch statistics not asked for, would be noise in it."""
         super().train(False)
+        if self.batch_statistics:
+            for each in self.modules():
+                if isinstance(each, nn.modules.batchnorm._BatchNorm):
+                    each.train(mode)
         return self
 
     @torch.no_grad()

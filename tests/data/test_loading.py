@@ -14,7 +14,9 @@ from clipx.data.loading import (
     worker_count,
 )
 from clipx.data.order import Permutation
+from clipx.data.text_changes import TextChange
 from clipx.data.transforms import TrainTransform, inference_transform
+from clipx.data.views import views_of
 from clipx.errors import BadSample, ClipxError
 
 SIZE = 23
@@ -199,6 +201,28 @@ def test_templates_are_drawn_anew_each_epoch():
     assert {drawn.count(n) > 50 for n in (1, 2, 3)} == {True}
     first, second = drawn[:SIZE], drawn[SIZE : 2 * SIZE]
     assert first != second
+
+
+def test_a_change_is_made_of_captions_but_not_of_their_views():
+    class Said(Items):
+        def examples(self, indices):
+            image = np.zeros((9, 9, 3), np.uint8)
+            return [{"image": image, "captions": [f"a photo of the {index}"]} for index in indices]
+
+    heard = []
+
+    def listened(texts):
+        heard.extend(texts)
+        return torch.zeros(len(texts), 1, dtype=torch.int64)
+
+    keep = {"synonyms": 0, "swap": 0, "delete": 0, "keep": 1}
+    views = views_of(8, {"view": {}, "text_view": keep}, ["text_view_1"])
+    taken = {"tokenize": listened, "extras": ["text_view_1"], "views": views}
+    train(Said(), (0, 3), change=TextChange(stop_words=1.0, **keep), **taken)
+    short, whole = [text for text in heard if "the" not in text], [text for text in heard if "the" in text]
+    assert len(short) == len(whole) == 12
+    assert {text.split()[0] for text in short} == {"photo"}
+    assert {f"a photo of the {text.split()[-1]}" for text in short} == {*whole}
 
 
 def test_extras_travel_along():

@@ -56,3 +56,35 @@ def test_texts_of_no_field_have_the_precision_of_the_towers(micro, batch):
         assert torch.equal(found, encoded.text())
     assert not torch.equal(found, exact)
     assert torch.equal(Encoded(micro, batch).embed_texts(batch["text"]), exact)
+
+
+def test_what_becomes_of_rows_and_the_rows_come_from_one_pass(micro, batch, monkeypatch):
+    calls = []
+    for tower in ("encode_image", "encode_text"):
+        encode = getattr(micro, tower)
+        counted = functools.partial(
+            lambda tower, encode, x, **how: calls.append(tower) or encode(x, **how), tower, encode
+        )
+        monkeypatch.setattr(micro, tower, counted)
+    encoded = Encoded(micro, batch)
+    for rows, field in ((encoded.image, "image"), (encoded.text, "text")):
+        features = encoded.features(field)
+        torch.testing.assert_close(torch.nn.functional.normalize(features, dim=-1), rows(field))
+        assert (features.norm(dim=-1) - 1).abs().min() > 1e-3
+        assert encoded.features(field) is features
+    assert calls == ["encode_image", "encode_text"]
+
+
+def test_what_objectives_leave_for_one_another(micro, batch):
+    encoded = Encoded(micro, batch)
+    rows = torch.zeros(2, 32)
+    encoded.put("masked_text", rows)
+    encoded.give("something", 3)
+    encoded.note("figure", torch.tensor(2.0, requires_grad=True))
+    assert encoded.text("masked_text") is rows
+    assert encoded.given("something") == 3
+    assert not encoded.notes["figure"].requires_grad
+    made = [encoded.once("owner", lambda: object()) for _ in range(2)]
+    assert made[0] is made[1]
+    with pytest.raises(ClipxError, match="no objective gives 'nothing'"):
+        encoded.given("nothing")

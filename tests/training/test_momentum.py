@@ -23,5 +23,14 @@ def test_it_follows_and_learns_nothing_itself():
     torch.testing.assert_close(copy.module[0].weight, module[0].weight)
 
 
+def test_batch_norms_alone_may_take_statistics_from_the_batch():
+    module = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
+    copy = Momentum(module, batch_statistics=True).train()
+    assert [each.training for each in copy.module] == [True, False]
+    rows = 5 + torch.randn(40, 3)
+    torch.testing.assert_close(copy(rows).mean(0), torch.zeros(3), rtol=0, atol=1e-5)
+    assert not copy.eval().module[0].training
+
+
 def test_momentum_rises_on_half_a_cosine():
     assert [rising_momentum(0.996, share) for share in (0, 0.5, 1)] == pytest.approx([0.996, 0.998, 1])
