@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -28,6 +28,7 @@ from clipx.suites.memory import PeakMemory
 _POLL_SECONDS = 0.5
 _CELLS_A_PROCESS = 6
 """Cells that are worth the start of a process."""
+_Cell = TypeVar("_Cell")
 
 
 @dataclass
@@ -280,14 +281,33 @@ def _in_processes(work: Work, teller: Teller, number: int) -> int:
     threads = max(1, cores() // number)
     with _limited(threads), _followed(work, teller):
         compute(replace(work, cells=work.cells[:1]), teller)
-        with side_by_side(number - 1, _help, work, threads):
+        with side_by_side(number - 1, _help, work, number, threads):
             compute(work, teller)
     return len(work.cells)
 
 
-def _help(work: Work, threads: int) -> None:
+def _help(place: int, work: Work, number: int, threads: int) -> None:
     with _limited(threads), contextlib.suppress(Interrupted, ClipxError):
-        compute(work)
+        compute(replace(work, cells=apart(work.cells, place, number)))
+
+
+def apart(cells: Sequence[_Cell], place: int, number: int) -> list[_Cell]:
+    """All cells, in the order in which one of several processes takes them.
+
+    Neighbours need the same features. Processes that set out together would wait while one encodes them, so
+    each sets out elsewhere, every other one backwards.
+
+    Args:
+        cells: in the order of the suite, which process 0 keeps.
+        place: of the process, in [0, number).
+        number: of processes.
+    """
+    pairs = -(-number // 2)
+    first = (place // 2) * len(cells) // pairs
+    if place % 2 == 0:
+        return [*cells[first:], *cells[:first]]
+    end = (place // 2 + 1) * len(cells) // pairs
+    return [*reversed(cells[:end]), *reversed(cells[end:])]
 
 
 @contextlib.contextmanager

@@ -19,18 +19,21 @@ MOST = 4
 
 @contextlib.contextmanager
 def side_by_side(number: int, work: Callable[..., Any], *arguments: Any) -> Iterator[None]:
-    """Within the block other processes call ``work(*arguments)``; at its end they are waited for.
+    """Within the block other processes call ``work(place, *arguments)``; at its end they are waited for.
 
     An exception in the block stops them. So does the end of this process, whatever ends it.
 
     Args:
         number: of processes, 0 or more.
-        work: a function of a module; what it returns is lost.
+        work: a function of a module, told which of the processes calls it, 1 and up; what it returns is lost.
         arguments: travel to it pickled.
     """
     context = multiprocessing.get_context("spawn")
     # Not daemons: those could not have loader processes.
-    others = [context.Process(target=_outlived_by_parent, args=(work, arguments)) for _ in range(number)]
+    others = [
+        context.Process(target=_outlived_by_parent, args=(work, (place, *arguments)))
+        for place in range(1, number + 1)
+    ]
     for other in others:
         other.start()
     try:
