@@ -302,10 +302,10 @@ def test_towers_that_share_their_trunk_are_saved_as_a_model_that_open_clip_knows
 
 
 def test_weights_that_were_trained_apart_are_not_shared(saved, tmp_path):
+    state = load_file(saved / WEIGHTS_FILE)
+    folder = rewritten(saved, tmp_path / "moved", lambda config: None)
+    save_file({**state, "ln_final.bias": state["ln_final.bias"] + 1}, folder / WEIGHTS_FILE)
     with pytest.raises(ClipxError, match="trained apart: sharing their norm"):
-        state = load_file(saved / WEIGHTS_FILE)
-        folder = rewritten(saved, tmp_path / "moved", lambda config: None)
-        save_file({**state, "ln_final.bias": state["ln_final.bias"] + 1}, folder / WEIGHTS_FILE)
         load(str(folder), share=["norm"])
     with pytest.raises(ClipxError, match="sharing their blocks"):
         load(str(saved), share=["blocks"])
