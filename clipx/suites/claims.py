@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +68,15 @@ class Claim:
         where = [f"{key}={_short(value)}" for key, value in {**self.settings, **self.budget}.items()]
         return f"{said} ({', '.join(where)})" if where else said
 
-    def grid(self, side: Card, own: Card, repetitions: int, budget: float, overrides: Sequence[str]) -> Grid:
+    def grid(
+        self,
+        side: Card,
+        own: Card,
+        repetitions: int,
+        budget: float,
+        overrides: Sequence[str],
+        everyones: Collection[str] = (),
+    ) -> Grid:
         """The cells of one side.
 
         What the card of the method itself sets up, such as the epochs of its adapter, concerns the other side
@@ -80,13 +88,19 @@ class Claim:
             repetitions: how many; their values are 1, 2, ...
             budget: what the settings of the budget are multiplied by.
             overrides: as typed, for every cell; they win.
+            everyones: keys that any method of the command has, whatever its card sets up.
         """
         shared = {**self.settings, **{key: _scaled(value, budget) for key, value in self.budget.items()}}
         typed = {override.partition("=")[0] for override in overrides}
         written = [
             f"{key}={override_text(value)}"
             for key, value in shared.items()
-            if key not in typed and (key.split(".")[0] not in own.settings or _has(side.settings, key))
+            if key not in typed
+            and (
+                key.split(".")[0] not in own.settings
+                or key.split(".")[0] in everyones
+                or _has(side.settings, key)
+            )
         ]
         axes = {"method": (side.name,), self.vary: tuple(range(1, repetitions + 1))}
         return Grid(axes, (*written, *overrides))
@@ -189,7 +203,8 @@ def drafts_of_claims(
                     f"{claim.command}/{claim.method} claims to be above {name!r}, which is no method",
                     hint=did_you_mean(name, [*known, CHANCE]),
                 )
-            grid = claim.grid(cards[claim.command, name], own, repetitions, budget, overrides)
+            everyones = _keys_of(claim.command, config_dir)
+            grid = claim.grid(cards[claim.command, name], own, repetitions, budget, overrides, everyones)
             drafts += drafts_of(grid, claim.command, config_dir=config_dir, root=root)
     return drafts
 
@@ -244,6 +259,16 @@ def verdict(low: float, high: float, margin: float, *, lower: bool = False) -> V
 
 def _scaled(value: int | float, budget: float) -> int | float:
     return max(1, round(value * budget)) if isinstance(value, int) else value * budget
+
+
+def _keys_of(command: str, config_dir: str | os.PathLike[str] | None) -> set[str]:
+    """Top-level keys of a command's own configuration: what it says itself, and its groups."""
+    import yaml
+
+    path = next(path for each in conf_dirs(config_dir) if (path := each / f"{command}.yaml").is_file())
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    groups = {group for each in settings.pop("defaults", ()) if isinstance(each, dict) for group in each}
+    return {*settings} | groups
 
 
 def _has(settings: Any, key: str) -> bool:

@@ -77,6 +77,13 @@ def test_both_sides_get_the_same_settings_repetitions_and_budget():
     assert "epochs" not in baseline[0].settings["adapter"]
 
 
+def test_a_model_that_a_card_changes_is_that_of_both_sides():
+    # SigLIP's card gives the model a bias, infonce's says nothing of models.
+    cells = cells_of(open_suite(["suite=claims"], method="pretrain/siglip").drafts())
+    assert {cell.method for cell in cells} == {"siglip", "infonce"}
+    assert {cell.settings["model"]["name"] for cell in cells} == {"micro"}
+
+
 def test_what_is_typed_wins_over_the_claim():
     cells = cells_of(open_suite(["suite=claims", "shots=2"], method="tip-adapter").drafts())
     assert {cell.settings["shots"] for cell in cells} == {2}
