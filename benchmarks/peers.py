@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ def open_clip_training(arguments: list[str]) -> None:
 def clip_benchmark() -> None:
     """The clip_benchmark command."""
     import open_clip
+
+    # It would import scorers of captions, of which classification needs none.
+    sys.modules.setdefault("clip_benchmark.metrics.captioning", types.ModuleType("captioning"))
     from clip_benchmark.cli import main
     from clip_benchmark.metrics import zeroshot_classification
 

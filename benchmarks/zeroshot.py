@@ -1,6 +1,6 @@
 """Time of ``clipx zeroshot``, first and second run, beside the clip_benchmark package.
 
-    pip install --no-deps --target DIR clip_benchmark pycocoevalcap
+    pip install --no-deps --target DIR clip_benchmark
     pip install --target DIR requests                  # unless it is there
     python benchmarks/zeroshot.py --clip-benchmark DIR
     python benchmarks/zeroshot.py --quick              # clipx only
