@@ -25,6 +25,7 @@ from clipx.objectives.multi_view import MultiView
 from clipx.objectives.neighbours import NearestNeighbours
 from clipx.objectives.projected_views import ProjectedViews
 from clipx.objectives.rank_consistency import RankConsistency
+from clipx.objectives.second_view import SecondView
 from clipx.objectives.siglip import SigLIP
 from clipx.objectives.simsiam import SimSiam
 from clipx.objectives.sinkhorn_swap import SinkhornSwap
@@ -66,6 +67,7 @@ CASES = {
     "cloob, raw": lambda: CLOOB(beta=None),
     "cloob, info_nce": lambda: CLOOB(beta=3.0, contrast="info_nce"),
     "rank consistency": lambda: Drawing(RankConsistency()),
+    "second view": lambda: SecondView(),
     "m2-mix": lambda: Drawing(CrossModalMix()),
     "v-mix": lambda: Drawing(UnimodalMix("image")),
     "l-mix": lambda: Drawing(UnimodalMix("text", epochs=3)),
