@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from clipx import console
 from clipx.data.fields import check_fields
 from clipx.data.loading import count_reasons
+from clipx.errors import ClipxError, did_you_mean
 from clipx.inference.evaluation import Evaluation
 from clipx.models.clip import CLIP
 from clipx.models.loading import load
@@ -20,6 +21,18 @@ from clipx.tasks.intervals import flatten
 from clipx.training.group import join_launch
 from clipx.training.loop import Trainer
 from clipx.training.module import TrainingModule
+
+
+def shifted(config: DictConfig) -> DictConfig:
+    """The data of the test split: that of training, but for what ``evaluation.shift`` has otherwise."""
+    data = config.data.copy()
+    for key, value in (config.evaluation.shift or {}).items():
+        if key not in data:
+            raise ClipxError(
+                f"evaluation.shift: the data has no {key!r}", hint=did_you_mean(str(key), [*map(str, data)])
+            )
+        data[key] = value
+    return data
 
 
 def main(config: DictConfig, run: Run) -> dict[str, Any]:
@@ -38,7 +51,7 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
 
     validation = evaluation_of(config, config.data, "validation", config.evaluation.limit)
     # Opened now, so that what it lacks is known before training.
-    test = evaluation_of(config, config.data, "test")
+    test = evaluation_of(config, shifted(config), "test")
     trainer = Trainer(
         module,
         build_optimizer(config.optim, module),
