@@ -82,6 +82,17 @@ def test_large_batches(tmp_path):
     assert printed.count("aim") == 4
 
 
+@pytest.mark.slow
+def test_objectives(tmp_path):
+    printed = run("objectives.py", "siglip", "--json", tmp_path / "rows.json")
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["method"] == "siglip"
+    # The same towers, and logits of one direction less: hardly another number of operations.
+    assert 0.9 < row["expected"] <= 1
+    assert row["ratios"][0] > 0
+    assert "siglip" in printed
+
+
 def test_slices_count_only_whole_steps_inside_a_turn(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from slices import Contender, interleave
