@@ -106,6 +106,13 @@ FIELDS = {
             "views of images and captions as heads of their own see them",
             "the objective clipx.objectives.projected_views.ProjectedViews",
         ),
+        Field(
+            "semantics",
+            "[B, S]",
+            "float32",
+            "unit rows: what the caption means",
+            "semantics=words, or semantics=sentences",
+        ),
         Field("boxes", "[B, K, 4]", "float32", "x0, y0, x1, y1 in pixels, padded with -1", "data=scenes"),
         Field("masks", "[B, K, H, W]", "bool", "visible pixels of every object", "data=scenes"),
         Field(

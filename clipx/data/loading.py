@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from clipx.data.fields import TEXT_VIEWS, UNLABELLED
 from clipx.data.order import TrainingOrder, sample_generator
+from clipx.data.semantics import Semantics
 from clipx.data.text_changes import TextChange
 from clipx.data.transforms import TrainTransform, to_tensor
 from clipx.data.views import Views
@@ -95,6 +96,7 @@ class _Encoder:
         extras: Sequence[str],
         views: Views | None = None,
         change: TextChange | None = None,
+        semantics: Semantics | None = None,
     ) -> None:
         self.classes = source.classes
         self.transform = transform
@@ -103,6 +105,7 @@ class _Encoder:
         self.extras = list(extras)
         self.views = views
         self.change = change
+        self.semantics = semantics
         self.text_views = [name for name in TEXT_VIEWS if name in self.extras]
 
     def __call__(self, example: Any, index: int, generator: np.random.Generator) -> dict[str, Any]:
@@ -126,7 +129,17 @@ class _Encoder:
             item |= self.views.images(example["image"], generator, self.extras)
             texts = self.views.texts(caption, captions, generator, self.text_views)
             item |= {name: self.tokens(text) for name, text in texts.items()}
+        if self.semantics is not None:
+            item["caption"] = caption
         return item
+
+    def together(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Items with what is found out about all of them at once: what their captions mean."""
+        if self.semantics is not None:
+            rows = self.semantics([item.pop("caption") for item in items])
+            for item, row in zip(items, rows, strict=True):
+                item["semantics"] = row
+        return items
 
 
 class TrainingPairs(Dataset):
@@ -144,10 +157,11 @@ class TrainingPairs(Dataset):
         """Items of ``(epoch, index)`` keys; alone the user's mistake that came up, see ``_Loader``."""
         try:
             examples = self.source.examples([index for _, index in keys])
-            return [
+            items = [
                 self._item(epoch, index, example)
                 for (epoch, index), example in zip(keys, examples, strict=True)
             ]
+            return self.encoder.together(items)
         except ClipxError as error:
             return [error]
 
@@ -226,7 +240,8 @@ class TrainingStream(IterableDataset):
                         raise _unusable(str(reason)) from None
                 count += 1
                 if len(items) == self.batch_size:
-                    yield {**collate(items), "bad": bad, "position": (worker, workers, epoch, count)}
+                    batch = collate(self.encoder.together(items))
+                    yield {**batch, "bad": bad, "position": (worker, workers, epoch, count)}
                     items, bad = [], []
             if found:
                 fruitless = 0
@@ -309,6 +324,7 @@ def training_loader(
     positions: Mapping[int, Sequence[int]] | None = None,
     views: Views | None = None,
     change: TextChange | None = None,
+    semantics: Semantics | None = None,
 ) -> DataLoader:
     """Batches of steps ``first`` to ``end`` of a run, for one process.
 
@@ -328,6 +344,7 @@ def training_loader(
             many workers as then.
         views: what makes the views that ``extras`` ask for.
         change: of the caption itself, which its views do not see; None for none.
+        semantics: what gives the field ``semantics`` of captions as they are, before a change; None for none.
 
     Raises:
         ClipxError: fewer than two samples, or another number of workers than that which read a stream so far;
@@ -340,7 +357,7 @@ def training_loader(
     """
     workers = worker_count(workers) if not positions else _as_before(workers, positions)
     used = templates or getattr(source, "templates", None) or DEFAULT_TEMPLATES
-    encoder = _Encoder(source, transform, tokenize, used, extras, views, change)
+    encoder = _Encoder(source, transform, tokenize, used, extras, views, change, semantics)
     common: dict[str, Any] = {
         "num_workers": workers,
         "pin_memory": torch.cuda.is_available(),

@@ -97,11 +97,13 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
                 "clip": lambda: clip,
             },
         )
-        lock(clip, **{str(part): locked for part, locked in config.lock.items()})
+        if config.logit_scale is not None:
+            clip.set_logit_scale(config.logit_scale)
+        lock(clip, **{str(part): bool(locked) for part, locked in config.lock.items()})
         if all(getattr(each, "patched", ()) for each in objectives.values()):
             lock_pooling(clip)
         module = TrainingModule(clip, objectives, weights)
-        check_fields(module.needs, batch_fields(source), part=" + ".join(objectives))
+        check_fields(module.needs, batch_fields(source, config.semantics), part=" + ".join(objectives))
         if "label" in module.needs and config.pairs != "labels":
             raise ClipxError(f"{' + '.join(objectives)} learns from labels", hint="pairs=labels")
         optimizer = build_optimizer(config.optim, module)

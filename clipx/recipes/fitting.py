@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from clipx import console
+from clipx.config import build
 from clipx.data.fields import VIEWS
 from clipx.data.loading import is_stream, training_loader
 from clipx.data.text_changes import TextChange
@@ -167,7 +168,7 @@ def batches(
     Args:
         source: to train on.
         clip: whose image size and tokenizer the batches are for.
-        config: augment, seed and loader.workers.
+        config: augment, semantics, seed and loader.workers.
         batch_size: of each process.
         templates: of examples without a caption.
         needs: batch fields that the objectives ask for.
@@ -190,6 +191,7 @@ def batches(
         extras=extras,
         views=views,
         change=change,
+        semantics=build(config.semantics) if "semantics" in extras else None,
         batch_size=batch_size,
         seed=config.seed,
         steps=steps,

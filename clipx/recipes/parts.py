@@ -35,9 +35,16 @@ def open_source(node: DictConfig, split: str) -> Any:
     )
 
 
-def batch_fields(source: Any) -> set[str]:
-    """Batch fields that a source gives, judged by its first good example; of a stream the usual ones."""
+def batch_fields(source: Any, semantics: DictConfig | None = None) -> set[str]:
+    """Batch fields that a source gives, judged by its first good example; of a stream the usual ones.
+
+    Args:
+        source: of training data.
+        semantics: the node ``semantics``, by which captions have a meaning.
+    """
     fields: set[str] = {"image", "text", "label", "index", *VIEWS}
+    if semantics is not None and semantics.get("_target_") is not None:
+        fields.add("semantics")
     if is_stream(source):
         return fields
     for place in range(min(len(source), _LOOKED_AT)):

@@ -11,6 +11,7 @@ from clipx.data.loading import count_reasons
 from clipx.errors import ClipxError, did_you_mean
 from clipx.inference.evaluation import Evaluation
 from clipx.models.clip import CLIP
+from clipx.models.comparison import check_cosine
 from clipx.models.loading import load
 from clipx.models.locking import lock
 from clipx.probes.modality_gap import gap_estimates, thinned
@@ -35,6 +36,16 @@ def shifted(config: DictConfig) -> DictConfig:
     return data
 
 
+def assembled(config: DictConfig) -> TrainingModule:
+    """The model and the objectives that the card says, what is to be locked without gradient."""
+    clip = load(**config.model)
+    objectives, weights = build_objectives(config.objectives, {"clip": lambda: clip})
+    if config.logit_scale is not None:
+        clip.set_logit_scale(config.logit_scale)
+    lock(clip, **{str(part): bool(locked) for part, locked in config.lock.items()})
+    return TrainingModule(clip, objectives, weights)
+
+
 def main(config: DictConfig, run: Run) -> dict[str, Any]:
     """Train, evaluate on the test split, save the model; returns the final metrics."""
     join_launch()  # the number of processes decides how many steps an epoch has
@@ -43,11 +54,11 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
     settings = loop_settings(config.training, source, run.began_with)
     accelerator = settings.accelerator(**tracking(config, run))
 
-    clip = load(**config.model)
-    objectives, weights = build_objectives(config.objectives, {"clip": lambda: clip})
-    lock(clip, **{str(part): locked for part, locked in config.lock.items()})
-    module = TrainingModule(clip, objectives, weights)
-    check_fields(module.needs, batch_fields(source), part=" + ".join(objectives))
+    module = assembled(config)
+    clip = module.clip
+    if config.evaluation.geometry:
+        check_cosine(clip.comparison, "evaluation.geometry", "evaluation.geometry=false")
+    check_fields(module.needs, batch_fields(source, config.semantics), part=" + ".join(module.objectives))
 
     validation = evaluation_of(config, config.data, "validation", config.evaluation.limit)
     # Opened now, so that what it lacks is known before training.

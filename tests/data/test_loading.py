@@ -225,6 +225,29 @@ def test_a_change_is_made_of_captions_but_not_of_their_views():
     assert {f"a photo of the {text.split()[-1]}" for text in short} == {*whole}
 
 
+@pytest.mark.parametrize("source", [Items(bad={3}), Shards(bad={3})], ids=["items", "stream"])
+def test_what_captions_mean_is_found_of_a_batch_at_once_before_they_are_changed(source):
+    asked = []
+
+    def semantics(captions):
+        asked.append(captions)
+        return torch.tensor([[float(caption.split()[-1]), 1.0] for caption in captions])
+
+    change = TextChange(0, synonyms=0, swap=1, delete=0, keep=0)
+    batches = train(source, (0, 3), semantics=semantics, change=change, tokenize=numbers_in)
+    assert [len(captions) for captions in asked] == [4, 4, 4]
+    assert {caption.split()[0] for captions in asked for caption in captions} == {"number"}
+    for batch in batches:
+        assert batch["semantics"].dtype == torch.float32
+        assert batch["semantics"].tolist() == [[number, 1] for number in batch["text"][:, 0].tolist()]
+        assert "caption" not in batch
+
+
+def numbers_in(texts):
+    """The number in each text, wherever it stands."""
+    return torch.tensor([[int(next(filter(str.isdigit, text.split())))] for text in texts])
+
+
 def test_extras_travel_along():
     class Rich(Items):
         def examples(self, indices):
