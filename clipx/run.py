@@ -101,6 +101,7 @@ class Run:
         self.next: list[str] = []
         self._lock: IO[bytes] | None = None
         self._clock = time.monotonic()
+        self._whole: Run = self
 
     @classmethod
     def create(
@@ -182,9 +183,10 @@ class Run:
     @property
     def began_with(self) -> int | None:
         """Processes that a resumed run began with; None for a run that begins now, or where nothing says."""
-        if self.directory is None or not self.resumed:
+        whole = self._whole.directory
+        if whole is None or not self.resumed:
             return None
-        known = _load_json(self.directory / "environment.json").get("processes")
+        known = _load_json(whole / "environment.json").get("processes")
         return known if isinstance(known, int) else None
 
     @property
@@ -208,6 +210,18 @@ class Run:
             with self._guarded():
                 (target.parent if target.suffix else target).mkdir(parents=True, exist_ok=True)
         return target
+
+    def part(self, *parts: str) -> Run:
+        """A folder of this run with metrics, results and checkpoints of its own, under its status and lock.
+
+        Raises:
+            ClipxError: the folder cannot be made.
+        """
+        if self.directory is None:
+            return Run(None, writes=False)
+        own = Run(self.path(*parts), resumed=self.resumed, writes=self.writes)
+        own._whole = self._whole
+        return own
 
     def log(self, *, step: int, **scalars: Any) -> None:
         """Append one record to metrics.jsonl, with one write, so that a reader never sees half of it."""
@@ -234,6 +248,10 @@ class Run:
         self._write(
             "metrics.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         )
+
+    def read_results(self) -> dict[str, Any]:
+        """What results.json holds; empty where there is none yet."""
+        return _load_json(self._file("results.json"))
 
     def results(self, values: dict[str, Any]) -> None:
         """Merge ``values`` into results.json (the final metrics stand under ``metrics``)."""

@@ -17,6 +17,7 @@ from clipx.models.locking import lock
 from clipx.probes.modality_gap import gap_estimates, thinned
 from clipx.recipes.fitting import batches, evaluation_of, loop_settings, tracked, tracking
 from clipx.recipes.parts import batch_fields, build_objectives, build_optimizer, open_source, save_model
+from clipx.recipes.stages import staged
 from clipx.run import Run
 from clipx.tasks.intervals import flatten
 from clipx.training.group import join_launch
@@ -47,7 +48,12 @@ def assembled(config: DictConfig) -> TrainingModule:
 
 
 def main(config: DictConfig, run: Run) -> dict[str, Any]:
-    """Train, evaluate on the test split, save the model; returns the final metrics."""
+    """Train, in stages if there are any, evaluate on the test split, save the model; returns the metrics."""
+    return staged(config, run, trained) if config.stages else trained(config, run)
+
+
+def trained(config: DictConfig, run: Run) -> dict[str, Any]:
+    """Train in one go, evaluate on the test split, save the model; returns the metrics."""
     join_launch()  # the number of processes decides how many steps an epoch has
     torch.manual_seed(config.seed)
     source = open_source(config.data, "train")
