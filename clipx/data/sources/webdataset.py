@@ -38,6 +38,9 @@ class WebDataset:
         test: shards of the test split.
         size: number of samples of this split; None to look for a sizes.json or _size beside the shards.
         shuffle: samples read ahead to draw from when training; 0 keeps the order of the shards, too.
+        resampled: when training, each reader draws its shards with replacement, as many an epoch as would be
+            its part, rather than share all of them out: no reader waits for the last shards of another, and
+            of many shards an epoch leaves out about a third.
         image_key: file ending of the image; None for the usual ones.
         caption_key: file ending of the caption, or a field of the sample's json; None for the usual ones.
         label_key: file ending of the label, a class number or name; None for the usual ones.
@@ -66,6 +69,7 @@ class WebDataset:
         test: str | Sequence[str] | None = None,
         size: int | None = None,
         shuffle: int = 1000,
+        resampled: bool = False,
         image_key: str | None = None,
         caption_key: str | None = None,
         label_key: str | None = None,
@@ -106,6 +110,7 @@ class WebDataset:
         names = class_names if class_names is not None else _names_beside(self._urls[0])
         self.classes = None if names is None else prompts.class_names(names)
         self._shuffle = shuffle if split == "train" else 0
+        self._resampled = resampled and split == "train"
         self._image_keys = IMAGE_KEYS if image_key is None else (image_key.lower(),)
         self._caption_keys = CAPTION_KEYS if caption_key is None else (caption_key,)
         self._label_keys = LABEL_KEYS if label_key is None else (label_key.lower(),)
@@ -137,13 +142,18 @@ class WebDataset:
             An example, or a ``BadSample`` for one that cannot be used; one for the rest of a corrupt shard.
         """
         _, keep = plan(self.split, self._given, **self._fractions)
-        reader = rank * workers + worker
+        reader = number = rank * workers + worker
+        readers = world * workers
         urls = list(self._urls)
-        if self._shuffle:
+        if self._resampled:
+            drawn = random.Random(f"drawn/{seed}/{epoch}/{reader}")
+            urls = drawn.choices(urls, k=-(-len(urls) // readers))
+            reader, readers = 0, 1  # these are its own
+        elif self._shuffle:
             random.Random(f"shards/{seed}/{epoch}").shuffle(urls)
-        samples = share(urls, reader, world * workers, lambda url: _kept(read_shard(url), keep))
+        samples = share(urls, reader, readers, lambda url: _kept(read_shard(url), keep))
         if self._shuffle > 1:
-            samples = shuffled(samples, self._shuffle, random.Random(f"samples/{seed}/{epoch}/{reader}"))
+            samples = shuffled(samples, self._shuffle, random.Random(f"samples/{seed}/{epoch}/{number}"))
         for sample in islice(samples, skip, None):
             if isinstance(sample, BadSample):
                 yield sample

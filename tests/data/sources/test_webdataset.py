@@ -76,6 +76,39 @@ def test_readers_share_without_duplicates_or_drops(shards, world, workers, split
     assert len(together) == len(set(together)) == 60
 
 
+def test_a_thousand_shards_are_shared_out_among_processes_and_workers(tmp_path):
+    for number in range(1000):
+        write(tmp_path / f"{number:04}.tar", pairs(number, 1))
+    source = WebDataset(str(tmp_path), "all")
+    found = [
+        ids(source, rank=rank, world=3, worker=worker, workers=2) for rank in range(3) for worker in range(2)
+    ]
+    assert {len(each) for each in found} == {166, 167}
+    assert len({one for each in found for one in each}) == sum(map(len, found)) == 1000
+
+
+def test_shards_drawn_with_replacement(tmp_path):
+    for number in range(60):
+        write(tmp_path / f"{number:02}.tar", pairs(2 * number, 2))
+    settings = {"validation_fraction": 0, "test_fraction": 0, "shuffle": 4}
+    drawn = WebDataset(str(tmp_path), "train", resampled=True, **settings)
+    place = {"world": 2, "workers": 2, "seed": 1}
+    one, other = (ids(drawn, rank=0, worker=worker, **place) for worker in range(2))
+    assert len(one) == len(other) == 30
+    assert one != other
+    assert one == ids(drawn, rank=0, worker=0, **place)
+    assert one[7:] == ids(drawn, rank=0, worker=0, skip=7, **place)
+    assert one != ids(drawn, rank=0, worker=0, epoch=1, **place)
+    # Of 60 drawn with replacement about 1/e are missing, and some come twice.
+    alone = ids(drawn, seed=3)
+    assert len(alone) == 120
+    assert 60 < len(set(alone)) < 96
+    held_out = ids(
+        WebDataset(str(tmp_path), "validation", resampled=True, validation_fraction=1, test_fraction=0)
+    )
+    assert len(held_out) == len(set(held_out)) == 120
+
+
 def test_order_depends_on_seed_and_epoch_alone(shards):
     source = WebDataset(str(shards), "train", shuffle=20)
     first = ids(source, seed=0, epoch=0)
