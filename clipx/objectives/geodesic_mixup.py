@@ -173,10 +173,11 @@ class CrossModalMix(nn.Module):
         scale = encoded.logit_scale if self.temperature is None else 1 / self.temperature
         if not self._compared:  # once: looking at a value holds an accelerator up
             self._compared = True
-            if float(scale) > 1.001 * float(encoded.logit_scale):
+            models = float(torch.as_tensor(encoded.logit_scale).detach())
+            if scale > 1.001 * models:
                 warnings.warn(
-                    f"the temperature of mixes, {self.temperature}, is below the model's, "
-                    f"{1 / float(encoded.logit_scale):.4g}: negatives that are hard already become harder",
+                    f"the temperature of mixes, {self.temperature}, is below the model's, {1 / models:.4g}: "
+                    "negatives that are hard already become harder",
                     stacklevel=2,
                 )
         offset = world()[0] * len(image)

@@ -1,3 +1,4 @@
+import copy
 import math
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from clipx.objectives.geodesic_mixup import (
 )
 from clipx.objectives.infonce import info_nce
 from clipx.probes.geometry import margins, uniformity
+from clipx.training.module import TrainingModule
 
 
 def unit(rows):
@@ -177,3 +179,19 @@ def test_mistakes_are_named():
 @pytest.mark.parametrize("case", ["m2-mix", "v-mix", "l-mix", "vl-mix"])
 def test_processes_together_do_what_one_does_alone(processes, case):
     worlds.check_alone(processes, case)
+
+
+def test_towers_in_bf16(micro):
+    torch.manual_seed(0)
+    batch = {
+        "image": torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8),
+        "text": torch.randint(1, 1000, (5, 16)),
+    }
+    module = TrainingModule(copy.deepcopy(micro), {"m2": CrossModalMix(), "vl": UnimodalMix("both")})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = module(batch)
+    found["loss"].backward()
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    for tower in (module.clip.model.visual.proj, module.clip.model.text_projection):
+        assert tower.grad.isfinite().all()
+        assert tower.grad.abs().sum() > 0

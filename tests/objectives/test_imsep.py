@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import worlds
@@ -7,6 +9,7 @@ from clipx.errors import ClipxError
 from clipx.objectives.imsep import IMSep, semantic_distance, separation
 from clipx.objectives.infonce import info_nce
 from clipx.training.encoded import Encoded
+from clipx.training.module import TrainingModule
 
 
 def unit(rows):
@@ -113,3 +116,20 @@ def test_mistakes_are_named():
 @pytest.mark.parametrize("case", ["imsep", "imsep plain"])
 def test_processes_together_do_what_one_does_alone(processes, case):
     worlds.check_alone(processes, case)
+
+
+def test_towers_in_bf16(micro):
+    torch.manual_seed(0)
+    batch = {
+        "image": torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8),
+        "text": torch.randint(1, 1000, (5, 16)),
+        "semantics": functional.normalize(torch.rand(5, 6), dim=-1),
+    }
+    module = TrainingModule(copy.deepcopy(micro), {"imsep": IMSep()})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = module(batch)
+    found["loss"].backward()
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    for tower in (module.clip.model.visual.proj, module.clip.model.text_projection):
+        assert tower.grad.isfinite().all()
+        assert tower.grad.abs().sum() > 0

@@ -1,3 +1,4 @@
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from clipx.objectives.rank_consistency import (
     in_modal_consistency,
     ramp,
 )
+from clipx.training.module import TrainingModule
 
 
 def unit(rows):
@@ -94,3 +96,20 @@ def test_mistakes_are_named():
 
 def test_processes_together_do_what_one_does_alone(processes):
     worlds.check_alone(processes, "rank consistency")
+
+
+def test_towers_in_bf16(micro):
+    torch.manual_seed(0)
+    batch = {
+        "image": torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8),
+        "text": torch.randint(1, 1000, (5, 16)),
+    }
+    module = TrainingModule(copy.deepcopy(micro), {"ranks": RankConsistency()})
+    module.progress.fill_(0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = module(batch)
+    found["loss"].backward()
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    for tower in (module.clip.model.visual.proj, module.clip.model.text_projection):
+        assert tower.grad.isfinite().all()
+        assert tower.grad.abs().sum() > 0

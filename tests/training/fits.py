@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,11 +24,14 @@ from clipx.objectives.barlow import Barlow
 from clipx.objectives.class_contrast import ClassContrast
 from clipx.objectives.cloob import CLOOB
 from clipx.objectives.cross_entropy import CrossEntropy
+from clipx.objectives.geodesic_mixup import CrossModalMix, UnimodalMix
+from clipx.objectives.imsep import IMSep
 from clipx.objectives.infonce import InfoNCE, info_nce
 from clipx.objectives.multi_view import MultiView
 from clipx.objectives.neighbours import NearestNeighbours
 from clipx.objectives.projected_views import ProjectedViews
 from clipx.objectives.prompt_cross_entropy import PromptCrossEntropy
+from clipx.objectives.rank_consistency import RankConsistency
 from clipx.objectives.siglip import SigLIP
 from clipx.objectives.simsiam import SimSiam
 from clipx.objectives.uniformity import CrossUniformity, Uniformity
@@ -230,12 +234,13 @@ def stepped(run, objectives, taken, *, model=None, **settings):
 
 
 def pairs(count, seed=0):
-    """A batch of noise, with labels."""
+    """A batch of noise, with labels and meanings."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "image": torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8),
         "text": torch.randint(1, 1000, (count, 16), generator=generator),
         "label": torch.randint(0, 4, (count,), generator=generator),
+        "semantics": functional.normalize(torch.rand(count, 6, generator=generator), dim=-1),
     }
 
 
@@ -271,10 +276,25 @@ CACHED = {
         "cross_uniformity": CrossUniformity(),
     },
     "cloob": lambda: {"cloob": CLOOB(learn_beta=True).double()},
+    "rankings": lambda: {"infonce": InfoNCE(), "ranks": LateRanks()},
+    "mixes": lambda: {
+        "infonce": InfoNCE(),
+        "m2": CrossModalMix(),
+        **{side: UnimodalMix(side) for side in ("image", "text", "both")},
+    },
+    "separation": lambda: {"infonce": InfoNCE(), "imsep": IMSep()},
     "views, heads and a queue": lambda: {"infonce": InfoNCE(), **_views()},
     "two, and a head": lambda: {"class": ClassContrast("equal"), "head": _head()},
 }
 """Objectives that train with a gradient cache."""
+
+
+class LateRanks(RankConsistency):
+    """As in the middle of a training: at its start rankings have no weight."""
+
+    def forward(self, encoded):
+        encoded.progress = torch.tensor(0.5)
+        return super().forward(encoded)
 
 
 def _class_prompts():
