@@ -93,6 +93,15 @@ def test_objectives(tmp_path):
     assert "siglip" in printed
 
 
+@pytest.mark.slow
+def test_scaling(tmp_path):
+    printed = run("scaling.py", "--json", tmp_path / "rounds.json")
+    (rates,) = json.loads((tmp_path / "rounds.json").read_text())
+    assert rates.keys() == {"1", "2"}
+    assert min(rates.values()) > 0
+    assert f"{rates['2'] / (2 * rates['1']):.2f}" in printed
+
+
 def test_slices_count_only_whole_steps_inside_a_turn(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from slices import Contender, interleave
