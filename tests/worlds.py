@@ -29,6 +29,8 @@ from clipx.objectives.second_view import SecondView
 from clipx.objectives.siglip import SigLIP
 from clipx.objectives.simsiam import SimSiam
 from clipx.objectives.sinkhorn_swap import SinkhornSwap
+from clipx.objectives.soft_infonce import SoftInfoNCE
+from clipx.objectives.token_match import TokenMatch
 from clipx.objectives.uniformity import CrossUniformity, Uniformity
 from clipx.training.distributed import exchange, foreign_rows, gather_rows, world
 from clipx.training.encoded import Encoded
@@ -72,6 +74,10 @@ CASES = {
     "v-mix": lambda: Drawing(UnimodalMix("image")),
     "l-mix": lambda: Drawing(UnimodalMix("text", epochs=3)),
     "vl-mix": lambda: Drawing(UnimodalMix("both")),
+    "soft infonce": lambda: SoftInfoNCE(0.4),
+    "soft infonce, uniform": lambda: SoftInfoNCE(0.4, "uniform"),
+    "token match": lambda: OfModel(TokenMatch),
+    "token match, hard": lambda: OfModel(lambda clip: TokenMatch(clip, "hungarian", hard_negatives=2)),
     "attentive-mask": lambda: OfModel(lambda clip: AttentiveMask(clip, hidden=6, width=4)),
     "imsep": lambda: IMSep(),
     "imsep plain": lambda: IMSep(["text"], semantic=False),
@@ -90,7 +96,7 @@ class Together(nn.Module):
 
 
 class Drawing(nn.Module):
-    """An objective that draws, with a generator of its own in every process; the first's is that of one alone."""
+    """An objective that draws, in every process by a generator of its own; alone, by that of the first."""
 
     def __init__(self, objective):
         super().__init__()
@@ -121,7 +127,10 @@ class OfModel(nn.Module):
         low, high = (rows[:, :4] / 9).sigmoid() / 2, 1 - (rows[:, 1:] / 9).sigmoid() / 2
         sides = torch.stack([low[:, :2], high[:, :2], low[:, 2:], high[:, 2:]], dim=1)
         batch["view_boxes"] = sides.view(-1, 2, 4)
-        return self.objective(Encoded(self.clip, batch, progress=encoded.progress))
+        own = Encoded(self.clip, batch, progress=encoded.progress)
+        if prepare := getattr(self.objective, "prepare", None):
+            prepare(own)
+        return self.objective(own)
 
 
 class Batch(SimpleNamespace):
@@ -168,7 +177,7 @@ class Towers(nn.Module):
             comparison=COSINE,
             progress=torch.tensor(0.4),
         )
-        for each in self.objective.modules():
+        for each in (self.objective, *getattr(self.objective, "objectives", ())):
             if prepare := getattr(each, "prepare", None):
                 prepare(encoded)
         loss = sum(self.objective(encoded).values())

@@ -8,6 +8,8 @@ from open_clip.model import CLIP as OpenCLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
+from clipx.errors import ClipxError
+
 _STEP = 4
 """Lengths are multiples of this: few shapes to compile for."""
 
@@ -27,6 +29,21 @@ def causal_tower(model: nn.Module) -> Any | None:
             return None
         pooling, mask = tower.pool_type, tower.attn_mask
     return tower if mask is not None and pooling in ("argmax", "eos") else None
+
+
+def token_tower(clip: Any) -> Any:
+    """The text tower of a model that shows what it makes of every token, see ``causal_tower``.
+
+    Raises:
+        ClipxError: it does not.
+    """
+    tower = causal_tower(clip.model)
+    if tower is None:
+        raise ClipxError(
+            f"{clip.name} has a text tower that does not show its tokens",
+            hint="open_clip's own causal transformer, read out at its end token, does: ViT-B-32",
+        )
+    return tower
 
 
 def shorten(model: nn.Module, tokens: Tensor) -> Tensor:

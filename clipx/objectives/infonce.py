@@ -21,7 +21,7 @@ def info_nce(
     *,
     compare: Comparison = COSINE,
     logit_bias: Tensor | float | None = None,
-    targets: Tensor | None = None,
+    targets: Tensor | tuple[Tensor, Tensor] | None = None,
     left_out: Tensor | None = None,
     label_smoothing: float = 0.0,
     all_image: Tensor | None = None,
@@ -37,8 +37,8 @@ def info_nce(
         compare: how an image and a text are compared.
         logit_bias: added to the logits; a softmax does not see it, but a model that has one keeps it in the
             graph, where DistributedDataParallel looks for it.
-        targets: soft targets ``[B, M]``, rows sum to 1, of both directions; None for row i <-> row
-            ``offset + i``.
+        targets: soft targets ``[B, M]``, rows sum to 1, of both directions, or a pair of such, of the images
+            and of the texts; None for row i <-> row ``offset + i``.
         left_out: bool ``[B, M]``, candidates that a row is not compared with, the same in both directions.
         label_smoothing: in [0, 1).
         all_image: candidates ``[M, D]`` of the texts, with ``image`` at rows ``offset`` to ``offset + B``;
@@ -57,7 +57,9 @@ def info_nce(
     all_image = image if all_image is None else all_image
     all_text = text if all_text is None else all_text
     check_candidates(image, all_text, compare)
-    wanted = torch.arange(offset, offset + len(image), device=image.device) if targets is None else targets
+    if targets is None:
+        targets = torch.arange(offset, offset + len(image), device=image.device)
+    of_images, of_texts = targets if isinstance(targets, tuple) else (targets, targets)
     image_to_text = compare.image_to_text(image, all_text, logit_scale)
     text_to_image = compare.text_to_image(text, all_image, logit_scale)
     if logit_bias is not None:
@@ -66,8 +68,8 @@ def info_nce(
         image_to_text = image_to_text.masked_fill(left_out, -torch.inf)
         text_to_image = text_to_image.masked_fill(left_out, -torch.inf)
     return (
-        functional.cross_entropy(image_to_text, wanted, label_smoothing=label_smoothing)
-        + functional.cross_entropy(text_to_image, wanted, label_smoothing=label_smoothing)
+        functional.cross_entropy(image_to_text, of_images, label_smoothing=label_smoothing)
+        + functional.cross_entropy(text_to_image, of_texts, label_smoothing=label_smoothing)
     ) / 2
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from clipx.errors import ClipxError
 from clipx.models.clip import CLIP, unit_rows
-from clipx.models.text import causal_tower, encode_hidden, read_out, word_places
+from clipx.models.text import encode_hidden, read_out, token_tower, word_places
 from clipx.models.tokenizer import special_ids
 from clipx.training.distributed import sum_across, world
 from clipx.training.encoded import Encoded
@@ -125,7 +125,9 @@ class MaskedLanguage(nn.Module):
     Source: Devlin et al. 2019 (BERT), task 1; with a CLIP, Li et al. 2022 (DeCLIP), section 3.1.
     """
 
-    gives = (MASKED_TEXT,)
+    gives: tuple[str, ...] = (MASKED_TEXT,)
+    needs: tuple[str, ...]
+    raw: tuple[str, ...]
 
     def __init__(
         self,
@@ -136,12 +138,7 @@ class MaskedLanguage(nn.Module):
         random_share: float = 0.1,
     ) -> None:
         super().__init__()
-        tower = causal_tower(clip.model)
-        if tower is None:
-            raise ClipxError(
-                f"{clip.name} has a text tower whose words cannot be masked",
-                hint="open_clip's own causal transformer, read out at its end token, can be: ViT-B-32",
-            )
+        tower = token_tower(clip)
         self.needs = self.raw = (field,)
         self.field = field
         self.special = special_ids(clip.tokenizer)
@@ -171,17 +168,22 @@ class MaskedLanguage(nn.Module):
 
     def _embed(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
         """What the head reads ``[B, L, W]``, and the labels ``[B, L]``."""
-        tower = causal_tower(encoded.clip.model)
-        assert tower is not None
-        tokens = encoded[self.field]
-        masked = bert_mask(tokens, word_places(tower, tokens, self.special), self.vocabulary, **self.shares)
+        tower = token_tower(encoded.clip)
         with encoded.precision():
-            embeddings = tower.token_embedding(masked.tokens)
-            embeddings = torch.where(
-                masked.hidden[..., None], self.mask_token.to(embeddings.dtype), embeddings
-            )
+            embeddings, labels = self.drawn(encoded)
             hidden = encode_hidden(tower, embeddings)
             # The captions as they were say where each ends.
-            encoded.put(MASKED_TEXT, unit_rows(read_out(tower, hidden, tokens)))
+            encoded.put(MASKED_TEXT, unit_rows(read_out(tower, hidden, encoded[self.field])))
             features = tower.ln_final(hidden)
-        return features.to(torch.promote_types(features.dtype, torch.float32)), masked.labels
+        return features.to(torch.promote_types(features.dtype, torch.float32)), labels
+
+    def drawn(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        """Embeddings ``[B, L, W]`` of captions with words hidden, and the labels ``[B, L]``.
+
+        Positions are not added yet; each call draws other words.
+        """
+        tower, tokens = token_tower(encoded.clip), encoded[self.field]
+        masked = bert_mask(tokens, word_places(tower, tokens, self.special), self.vocabulary, **self.shares)
+        embeddings = tower.token_embedding(masked.tokens)
+        hidden = masked.hidden[..., None]
+        return torch.where(hidden, self.mask_token.to(embeddings.dtype), embeddings), masked.labels

@@ -12,6 +12,7 @@ from clipx.errors import ClipxError
 from clipx.models.clip import CLIP
 from clipx.models.comparison import Comparison
 from clipx.models.patches import embed_with_patches, patch_mean
+from clipx.models.text import encode_hidden, read_out, token_tower
 
 
 class Encoded:
@@ -42,6 +43,7 @@ class Encoded:
         self._cache = dict(embeddings or {})
         self.notes: dict[str, Tensor] = {}
         self._features = dict(features or {})
+        self._tokens: dict[str, Tensor] = {}
         self._patches: dict[str, Tensor] = {}
         self._made: dict[Any, Any] = {}
         self._given: dict[str, Any] = {}
@@ -72,10 +74,36 @@ class Encoded:
             ClipxError: the tower does not show its patches.
         """
         if field not in self._patches:
-            pooled, patches = embed_with_patches(self.clip, self.clip.normalize(self[field]))
-            self._features.setdefault(field, pooled.to(torch.promote_types(pooled.dtype, torch.float32)))
-            self._patches[field] = patch_mean(patches)
+            self._patches[field] = patch_mean(self.image_tokens(field))
         return self._patches[field]
+
+    def image_tokens(self, field: str = "image") -> Tensor:
+        """Patches ``[B, N, W]`` in the precision of the tower, see ``embed_with_patches``.
+
+        Asked for before the embeddings of the field, they come from the same pass through the tower.
+
+        Raises:
+            ClipxError: the tower does not show its patches.
+        """
+        if field not in self._tokens:
+            pooled, self._tokens[field] = embed_with_patches(self.clip, self.clip.normalize(self[field]))
+            self._features.setdefault(field, _wide(pooled))
+        return self._tokens[field]
+
+    def text_tokens(self, field: str = "text") -> Tensor:
+        """Hidden states ``[B, L, W]`` of every token, in the precision of the tower, before its final norm.
+
+        Asked for before the embeddings of the field, they come from the same pass through the tower.
+
+        Raises:
+            ClipxError: the tower does not show its tokens.
+        """
+        if field not in self._tokens:
+            tower, tokens = token_tower(self.clip), self[field]
+            hidden = encode_hidden(tower, tower.token_embedding(tokens))
+            self._features.setdefault(field, _wide(read_out(tower, hidden, tokens)))
+            self._tokens[field] = hidden
+        return self._tokens[field]
 
     def text(self, field: str = "text") -> Tensor:
         """Rows of texts float32 ``[B, F]``, likewise."""
@@ -96,7 +124,7 @@ class Encoded:
                 found = self.clip.encode_image(self.clip.normalize(self[field]), normalize=False)
             else:
                 found = self.clip.encode_text(self[field], normalize=False)
-            self._features[field] = found.to(torch.promote_types(found.dtype, torch.float32))
+            self._features[field] = _wide(found)
         return self._features[field]
 
     def embed_texts(self, tokens: Tensor) -> Tensor:
@@ -159,3 +187,7 @@ class Encoded:
     def logit_bias(self) -> Tensor | None:
         """The learnt bias of the pair logits, or None."""
         return self.clip.logit_bias
+
+
+def _wide(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
