@@ -4,6 +4,8 @@ python docs/build.py                                   the tables of README.md, 
 python docs/build.py figures                           docs/figures/*.png
 python docs/build.py claims RUN                        docs/claims.json and .md, with what RUN measured, a run
                                                        of clipx eval suite=claims, and then the tables
+python docs/build.py objectives RUN                    docs/objectives.md, with the table of RUN, a run of
+                                                       clipx eval suite=objectives
 clipx pretrain | python docs/build.py output pretrain  what a command prints, pasted where README.md has
                                                        <!-- output: pretrain --> and <!-- end -->
 """
@@ -21,10 +23,12 @@ from clipx.cli import app
 from clipx.config import conf_dir
 from clipx.reports.claims import ClaimOutcome, page, read_claims
 from clipx.suites.claims import claim_of
+from clipx.suites.outcomes import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 README, METHODS, FIGURES = ROOT / "README.md", ROOT / "docs" / "methods.md", ROOT / "docs" / "figures"
 CLAIMS, RECORD = ROOT / "docs" / "claims.md", ROOT / "docs" / "claims.json"
+OBJECTIVES = ROOT / "docs" / "objectives.md"
 COMMAND = "python docs/build.py"
 
 
@@ -120,6 +124,24 @@ def claims(run: Path) -> None:
         json.dumps([asdict(each) for each in kept], indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     CLAIMS.write_text(claims_page(), encoding="utf-8")
+
+
+def objectives(run: Path) -> None:
+    """Take over the table that a run of ``clipx eval suite=objectives`` wrote."""
+    title, _, table = (run / "table.md").read_text(encoding="utf-8").partition("\n")
+    command = re.sub(
+        r" --output-root[ =]\S+", "", (run / "command.txt").read_text(encoding="utf-8").splitlines()[0]
+    )
+    ended = json.loads((run / "status.json").read_text(encoding="utf-8"))["ended"][:10]
+    parts = [
+        title,
+        f"Made by `{COMMAND} objectives RUN` from `{command}` on {ended}, {hardware()}; do not edit.",
+        "All methods train the same towers on the same scenes, for as many steps of as many pairs. Methods that "
+        "look at several views of a pair pay in time (`images_per_second` counts pairs), not in steps; what a "
+        "step of each should cost, and does, is in [performance.md](performance.md).",
+        table.strip(),
+    ]
+    OBJECTIVES.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def claims_page() -> str:
@@ -232,6 +254,8 @@ def main(words: list[str]) -> None:
         case ["claims", run]:
             claims(Path(run))
             main([])
+        case ["objectives", run]:
+            objectives(Path(run))
         case ["figures"]:
             figures()
         case ["output", name]:
