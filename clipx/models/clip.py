@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from clipx.errors import ClipxError
 from clipx.models.comparison import Comparison
 from clipx.models.geometry import Geometry
 from clipx.models.geometry import unit_rows as unit_rows
@@ -153,10 +155,31 @@ class CLIP(nn.Module):
         """Keep the logit scale in its bounds, [1, 100] unless the model has others, and what the comparison
         bounds in its own; called after every optimizer step.
         """
-        low, high = self.own_cfg.get("logit_scale_bounds", (0.0, MAX_LOG_SCALE))
+        low, high = self._scale_bounds
         if low is not None or high is not None:
             self.model.logit_scale.clamp_(low, high)  # type: ignore[operator]
         self.comparison.clamp()
+
+    @property
+    def _scale_bounds(self) -> tuple[float | None, float | None]:
+        """Of the logarithm of the logit scale; None for none."""
+        return self.own_cfg.get("logit_scale_bounds", (0.0, MAX_LOG_SCALE))
+
+    @torch.no_grad()
+    def set_logit_scale(self, scale: float) -> None:
+        """Put another logit scale in the place of the model's, also where that is a trained one.
+
+        Raises:
+            ClipxError: it is not within the bounds that ``clamp_logit_scale`` keeps.
+        """
+        low, high = (bound if bound is None else math.exp(bound) for bound in self._scale_bounds)
+        most = math.inf if high is None else high * (1 + 1e-6)  # the logarithm of 100 is rounded
+        if not 0 < scale < math.inf or not (low or 0.0) <= scale <= most:
+            within = f"{low or 0:g} and {'infinity' if high is None else format(high, 'g')}"
+            raise ClipxError(
+                f"logit_scale={scale} must lie between {within}", hint="model.logit_scale_bounds"
+            )
+        self.model.logit_scale.fill_(math.log(scale))  # type: ignore[operator]
 
     def fingerprint(self) -> str:
         """A hash of the weights, the architecture, the comparison and the preprocessing: equal for equal

@@ -1,12 +1,9 @@
 """Lock parts of a CLIP: what is locked does not train and behaves as it does in use."""
 
-import math
-
-import torch
 from torch import nn
 
 from clipx.errors import ClipxError
-from clipx.models.clip import CLIP, MAX_LOG_SCALE
+from clipx.models.clip import CLIP
 from clipx.models.layers import part_of
 
 
@@ -15,7 +12,7 @@ def lock(
     *,
     image: bool = False,
     text: bool = False,
-    scale: bool | float = False,
+    scale: bool = False,
     first_convolution: bool = False,
     batch_norm: bool = False,
 ) -> CLIP:
@@ -27,20 +24,17 @@ def lock(
         clip: the model.
         image: the whole image tower; with a text tower that trains, locked-image tuning (LiT).
         text: the whole text tower.
-        scale: the scale of the logits, and their bias where there is one; a number in [1, 100] is put in its
-            place, also in that of trained weights.
+        scale: the scale of the logits, and their bias where there is one.
         first_convolution: of the image tower, which cuts the patches of a ViT.
         batch_norm: every batch norm, with its statistics: on little data these drift even where the weights
             hardly move.
 
     Raises:
-        ClipxError: ``first_convolution`` of an image tower that has no convolution, or a scale out of range.
+        ClipxError: ``first_convolution`` of an image tower that has no convolution.
 
     Source: Zhai et al. 2022 (LiT) for the image tower; Dong et al. 2022 (FT-CLIP) and Chen et al. 2021 (MoCo
     v3) for the convolution.
     """
-    if not isinstance(scale, bool):
-        _set_scale(clip, scale)
     locked = {part for part, wanted in (("image", image), ("text", text), ("scale", scale)) if wanted}
     # What both towers share is locked with either.
     for name, parameter in clip.model.named_parameters(remove_duplicate=False):
@@ -54,17 +48,6 @@ def lock(
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.requires_grad_(False)
     return clip
-
-
-def _set_scale(clip: CLIP, scale: float) -> None:
-    largest = round(math.exp(MAX_LOG_SCALE))
-    if not isinstance(scale, int | float) or not 1 <= scale <= largest:
-        raise ClipxError(
-            f"lock.scale={scale} must lie in [1, {largest}]",
-            hint="true for the scale that the model has, false to let it learn",
-        )
-    with torch.no_grad():
-        clip.model.logit_scale.fill_(math.log(scale))  # type: ignore[operator]
 
 
 def _first_convolution(clip: CLIP) -> nn.Module:

@@ -154,8 +154,8 @@ def _check_candidates(candidates: Tensor) -> None:
 class CLOOB(nn.Module):
     """Hopfield retrieval from the batch and InfoLOOB; only for training, in use a CLIP is as ever.
 
-    The inverse temperature is the model's logit scale: ``model.init_logit_scale`` and ``lock.scale`` say what
-    it starts from and whether it learns.
+    The inverse temperature is the model's logit scale, which starts from ``logit_scale`` and learns unless
+    ``lock.scale`` says otherwise.
 
     Args:
         beta: of the retrieval, > 0; None for none.

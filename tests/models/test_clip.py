@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clipx.errors import ClipxError
 from clipx.models.clip import images_to_features
 from clipx.models.loading import load
 
@@ -97,6 +98,24 @@ def test_the_scale_stays_between_1_and_100(micro):
         torch.nn.init.constant_(clip.model.logit_scale, value)
         clip.clamp_logit_scale()
         assert clip.logit_scale.item() == pytest.approx(kept, rel=1e-6)
+
+
+def test_another_scale_takes_the_place_of_the_models(micro):
+    clip = copy.deepcopy(micro)
+    for scale in (1, 50.0, 100):
+        clip.set_logit_scale(scale)
+        assert clip.logit_scale.item() == pytest.approx(scale)
+        clip.clamp_logit_scale()
+        assert clip.logit_scale.item() == pytest.approx(scale)
+    for wrong in (0, 0.5, 101, float("nan"), float("inf")):
+        with pytest.raises(ClipxError, match=f"logit_scale={wrong} must lie between 1 and 100"):
+            clip.set_logit_scale(wrong)
+    clip.own_cfg["logit_scale_bounds"] = (None, None)
+    clip.set_logit_scale(200)
+    assert clip.logit_scale.item() == pytest.approx(200)
+    for wrong in (0, -1, float("inf")):
+        with pytest.raises(ClipxError, match=f"logit_scale={wrong} must lie between 0 and infinity"):
+            clip.set_logit_scale(wrong)
 
 
 def test_the_fingerprint_follows_weights_architecture_and_preprocessing(micro, tmp_path):

@@ -64,20 +64,6 @@ def test_a_tower_without_a_convolution(micro):
         lock(clip, first_convolution=True)
 
 
-def test_a_scale_is_put_where_it_is_locked(micro):
-    clip = lock(copy.deepcopy(micro), scale=50)
-    assert clip.logit_scale.item() == pytest.approx(50)
-    assert not clip.model.logit_scale.requires_grad
-    clip.clamp_logit_scale()
-    assert clip.logit_scale.item() == pytest.approx(50)
-    assert lock(copy.deepcopy(micro), scale=True).logit_scale.item() == pytest.approx(
-        micro.logit_scale.item()
-    )
-    for wrong in (0, 0.5, 101, "large", None):
-        with pytest.raises(ClipxError, match=f"lock.scale={wrong} must lie in"):
-            lock(copy.deepcopy(micro), scale=wrong)
-
-
 @pytest.mark.parametrize("part", ["image", "text"])
 def test_what_towers_share_is_locked_with_either(micro, part):
     clip = copy.deepcopy(micro)
