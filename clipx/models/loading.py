@@ -20,6 +20,7 @@ from clipx.models.clip import CLIP, CONFIG_FILE, MAX_LOG_SCALE, WEIGHTS_FILE, is
 from clipx.models.comparison import attach
 from clipx.models.final_norm import remove_final_norms
 from clipx.models.surgery.shared_trunk import check_equal_weights, share_trunk
+from clipx.models.surgery.short_text import keep_text_layers
 from clipx.models.tokenizer import small_tokenizer
 
 PRESETS = Path(__file__).parent / "presets"
@@ -36,6 +37,7 @@ def load(
     *,
     image_size: int | None = None,
     context_length: int | None = None,
+    text_layers: int | None = None,
     init_logit_scale: float | None = None,
     init_logit_bias: float | None = None,
     comparison: Mapping[str, Any] | None = None,
@@ -54,6 +56,7 @@ def load(
             hub id as ``name`` brings its own).
         image_size: pixels, to change the resolution; position embeddings are interpolated.
         context_length: tokens, to change the text length.
+        text_layers: of the text tower that stay, the first ones; None for all.
         init_logit_scale: log of the initial scale where the weights are random.
         init_logit_bias: gives the model a learnt bias that starts here (SigLIP); also where the weights have
             none.
@@ -130,6 +133,9 @@ def load(
     if checkpoint is not None:
         _load_checkpoint(model, checkpoint, name)
     new = {key: own_cfg[key] for key in own_cfg if not _same_kind(saved, own_cfg, key)}
+    if text_layers is not None:
+        keep_text_layers(model, text_layers)
+        model_cfg = {**model_cfg, "text_cfg": {**model_cfg["text_cfg"], "layers": text_layers}}
     if loaded and "share" in new:
         check_equal_weights(model, new["share"])
     _apply(model, new, width)
