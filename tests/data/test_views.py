@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clipx.data.fields import VIEWS
 from clipx.data.text_changes import TextChange, deleted, replaced, swapped, synonyms
-from clipx.data.views import ImageView, covering_box, shares_of, views_of
+from clipx.data.views import ImageView, covering_box, shares_of, views_of, with_hue
 from clipx.errors import ClipxError
 
 VIEW = {"scale": [0.2, 1.0], "jitter": [0.4, 0.4, 0.4, 0.0]}
@@ -154,3 +155,24 @@ def test_a_mirrored_view_has_no_place():
     assert views_of(32, settings, ["image_view_1"])
     with pytest.raises(ClipxError, match=r"flip=0\.5 mirrors views"):
         views_of(32, settings, ["view_boxes"])
+
+
+def test_colours_change_as_those_of_torchvision():
+    from torchvision.transforms import functional
+
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    for shift in (-0.5, -0.1, 0.0, 0.25, 0.5):
+        expected = np.asarray(functional.adjust_hue(picture, shift))
+        assert np.array_equal(np.asarray(with_hue(picture, shift)), expected)
+
+    class Halves:  # in this order, each at the middle of its upper half
+        permutation = staticmethod(lambda count: [2, 0, 3, 1])
+        uniform = staticmethod(lambda low, high: low + 0.75 * (high - low))
+
+    view = ImageView(9, jitter=(0.4, 0.2, 0.6, 0.1))
+    expected = functional.adjust_saturation(picture, 1.3)
+    expected = functional.adjust_brightness(expected, 1.2)
+    expected = functional.adjust_hue(expected, 0.05)
+    expected = functional.adjust_contrast(expected, 1.1)
+    assert np.array_equal(np.asarray(view._jittered(picture, Halves)), np.asarray(expected))
