@@ -136,9 +136,9 @@ def objectives(run: Path) -> None:
     parts = [
         title,
         f"Made by `{COMMAND} objectives RUN` from `{command}` on {ended}, {hardware()}; do not edit.",
-        "All methods train the same towers on the same scenes, for as many steps of as many pairs. Methods that "
-        "look at several views of a pair pay in time (`images_per_second` counts pairs), not in steps; what a "
-        "step of each should cost, and does, is in [performance.md](performance.md).",
+        "All methods train the same towers on the same scenes, for as many steps of as many pairs. Methods "
+        "that look at several views of a pair pay in time (`images_per_second` counts pairs), not in steps; "
+        "what a step of each should cost, and does, is in [performance.md](performance.md).",
         table.strip(),
     ]
     OBJECTIVES.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
