@@ -228,7 +228,7 @@ class Trainer:
     def _chunk_encoder(self) -> ChunkEncoder:
         check_pooled(self.module.objectives)
         size, batch_size = self.settings.gradient_cache, self.settings.batch_size
-        if size != batch_size and trained_batch_norm(self.module) and self.accelerator.is_main_process:
+        if size != batch_size and trained_batch_norm(self.module.clip) and self.accelerator.is_main_process:
             console.warn(
                 f"batch norm takes its statistics from {size} pairs (training.gradient_cache), "
                 f"not from {batch_size}: the gradient is not that of the whole batch"

@@ -110,6 +110,11 @@ def test_with_its_batch_norm_locked_a_resnet_too_takes_the_step_of_the_whole_bat
     torch.testing.assert_close(found.module.state_dict(), expected.module.state_dict(), **EXACT)
 
 
+def test_a_head_sees_the_whole_batch_whatever_the_chunks(tmp_path, capsys):
+    stepped(new_run(tmp_path), CACHED["views, heads and a queue"](), [pairs(8)], gradient_cache=3)
+    assert "statistics" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("locked", [{"image": True}, {"image": True, "text": True}])
 def test_locked_towers_stay_as_they_are(tmp_path, locked):
     expected, found = (
