@@ -6,7 +6,7 @@ import torch
 from clipx.config import compose, resolve
 from clipx.data.fields import IMAGE_FIELDS, TOKEN_FIELDS
 from clipx.models.loading import load
-from clipx.recipes.parts import build_objectives
+from clipx.recipes.parts import build_objectives, build_optimizer
 from clipx.training.module import TrainingModule
 
 TERMS = {
@@ -20,8 +20,12 @@ TERMS = {
 FIGURES = {"siam_std", "nn_known", "nn_age", "projected_scale"}
 
 
+def settings_of(card, *overrides):
+    return resolve(compose("pretrain", ["model=micro", *overrides], method=card))
+
+
 def built(card, *overrides):
-    settings = resolve(compose("pretrain", ["model=micro", *overrides], method=card))
+    settings = settings_of(card, *overrides)
     torch.manual_seed(0)
     clip = load(**settings.model)
     objectives, weights = build_objectives(settings.objectives, {"clip": lambda: clip})
@@ -50,6 +54,15 @@ def test_the_loss_is_the_weighted_sum_and_reaches_every_parameter(card):
     # DistributedDataParallel waits for the gradient of each.
     missing = [name for name, each in module.named_parameters() if each.requires_grad and each.grad is None]
     assert missing == []
+    optimizer = build_optimizer(settings_of(card).optim, module)
+    slow = {name: each.clone() for name, each in module.named_parameters() if ".slow_" in name}
+    optimizer.step()
+    module.after_step(0.5)
+    state = dict(module.named_parameters())
+    assert (card == "byolip") == bool(slow)
+    assert all(not each.requires_grad for name, each in state.items() if name in slow)
+    moved = [name for name, each in slow.items() if not torch.equal(each, state[name])]
+    assert len(moved) >= 0.9 * len(slow)
 
 
 def test_declip_weighs_its_terms_as_published():

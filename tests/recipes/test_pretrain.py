@@ -16,7 +16,7 @@ from clipx.errors import BadSample, ClipxError
 from clipx.models.loading import load
 from clipx.recipes import fitting, parts
 from clipx.recipes.fitting import loop_settings
-from clipx.recipes.pretrain import main
+from clipx.recipes.pretrain import main, shifted
 from clipx.run import Interrupted, Run
 from clipx.training.checkpoints import Checkpoints
 
@@ -299,6 +299,17 @@ def test_a_model_folder_of_an_earlier_start_is_replaced(begin):
         main(settings, run)
     assert not (run.directory / "model" / "stray").exists()
     assert [path.name for path in run.directory.iterdir() if path.name.startswith(".model")] == []
+
+
+def test_the_test_split_may_be_shifted():
+    settings = compose("pretrain", ["evaluation.shift={style: [sketch], objects: 1}"])
+    data = shifted(settings)
+    assert (list(data.style), data.objects) == (["sketch"], 1)
+    assert settings.data.style is None  # what is trained on stays
+    assert shifted(compose("pretrain")) == compose("pretrain").data
+    with pytest.raises(ClipxError, match="the data has no 'stile'") as caught:
+        shifted(compose("pretrain", ["evaluation.shift={stile: sketch}"]))
+    assert "style" in caught.value.hint
 
 
 def training(**changed):
