@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from clipx.errors import ClipxError, did_you_mean, kind_of
 from clipx.features.projection import Projection, before_projection, image_projection
 from clipx.features.selection import Selection, evenly, rest_of
 from clipx.features.store import Entry, Writer, default_root, obtain
 from clipx.models.clip import CLIP, images_to_features
+from clipx.models.geometry import unit_rows
 from clipx.models.patches import patch_mean_of_images
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,8 +29,8 @@ Progress = Callable[[str, int, int | None], None]
 """Told (bank, done, total or None) after every batch."""
 
 BANKS = ("image", "raw", "pre_projection", "patches")
-"""What is kept of an image: its unit row; the row before it was normalised; the row before the projection;
-the mean of its patches."""
+"""What is kept of an image: its row, a unit vector where the model compares by the cosine; what becomes its
+row; the vector before the projection; the mean of its patches."""
 
 
 Embed = Callable[[CLIP, Tensor, torch.dtype], Tensor]
@@ -57,13 +57,14 @@ TOWERS: dict[str, Embed] = {
 class FeatureSet:
     """The embeddings of a split and what is known of its examples, N of them.
 
-    ``image`` float32 ``[N, D]`` unit rows; ``labels`` int64 ``[N]`` (-1: none); ``index`` int64 ``[N]``,
-    place in the source; ``ids`` N names; ``texts`` the T distinct captions, ``pairs`` int64 ``[P, 2]`` of
-    (image, text) that belong together; ``text`` float32 ``[T, D]`` unit rows, None where texts were not
-    asked for; ``skipped`` the number of samples passed over, by reason; ``encoded`` whether a tower had to
-    run; ``norms`` float32 ``[N]`` the length of every row before it was normalised, and ``pre`` float32
-    ``[N, Do]`` what the projection was given, where these banks were asked for; ``patches`` float32 ``[N,
-    W]`` the means of patches, likewise, of which ``image`` has the unit rows then. Tensors are memory-mapped.
+    ``image`` float32 ``[N, F]`` rows, as the model's comparison has them: of a cosine, unit rows; ``labels``
+    int64 ``[N]`` (-1: none); ``index`` int64 ``[N]``, place in the source; ``ids`` N names; ``texts`` the T
+    distinct captions, ``pairs`` int64 ``[P, 2]`` of (image, text) that belong together; ``text`` float32
+    ``[T, F]`` rows, None where texts were not asked for; ``skipped`` the number of samples passed over, by
+    reason; ``encoded`` whether a tower had to run; ``norms`` float32 ``[N]`` the length of every row before
+    it was normalised, and ``pre`` float32 ``[N, Do]`` what the projection was given, where these banks were
+    asked for; ``patches`` float32 ``[N, W]`` the means of patches, likewise, of which ``image`` has the unit
+    rows then. Tensors are memory-mapped.
     """
 
     image: Tensor
@@ -170,7 +171,7 @@ def encode(
             ),
         )
     projection = image_projection(clip) if bank == "pre_projection" else None
-    return _feature_set(images, texts, bank, projection, fresh or fresh_texts, holders)
+    return _feature_set(clip, images, texts, bank, projection, fresh or fresh_texts, holders)
 
 
 def description_of(
@@ -216,6 +217,7 @@ def batches_of(
 
 
 def _feature_set(
+    clip: CLIP,
     images: Entry,
     texts: Entry | None,
     bank: str,
@@ -230,7 +232,7 @@ def _feature_set(
         rows = projection(rows.to(projection.weight.device)).cpu()
     if bank != "image":
         norms = torch.linalg.vector_norm(rows, dim=1)
-        rows = functional.normalize(rows, dim=1)
+        rows = unit_rows(rows) if bank == "patches" else _rows_of(clip, rows)
     return FeatureSet(
         image=rows,
         labels=arrays["labels"],
@@ -246,6 +248,11 @@ def _feature_set(
         patches=arrays["image"] if bank == "patches" else None,
         _holders=holders,
     )
+
+
+@torch.no_grad()
+def _rows_of(clip: CLIP, features: Tensor) -> Tensor:
+    return clip.comparison.image_rows(features.to(clip.device)).cpu()
 
 
 def encode_batches(
@@ -349,7 +356,7 @@ def _encode_texts(
 def embed_texts(
     clip: CLIP, texts: Sequence[str], *, batch_size: int = 256, precision: str = "fp32"
 ) -> Tensor:
-    """Embed texts: unit rows float32 ``[len(texts), D]`` on the CPU.
+    """Embed texts: rows float32 ``[len(texts), F]`` on the CPU.
 
     Args:
         clip: the model.

@@ -37,8 +37,8 @@ def retrieval_estimates(
 
     Args:
         clip: the model.
-        image: ``[M, D]`` unit rows.
-        text: ``[N, D]`` unit rows.
+        image: rows ``[M, F]`` of images.
+        text: rows ``[N, F]`` of texts.
         pairs: (image, text) indices that belong together, int64 ``[P, 2]``.
         seed: of the bootstrap interval.
     """
@@ -48,7 +48,7 @@ def retrieval_estimates(
 
 @dataclass(frozen=True)
 class Embedded:
-    """Images as unit rows float32 ``[N, D]``, their labels int64 ``[N]`` (-1: none) and captions; the mean of
+    """Images as rows float32 ``[N, F]``, their labels int64 ``[N]`` (-1: none) and captions; the mean of
     their patches float32 ``[N, W]`` where it was asked for.
     """
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from clipx.data.loading import evaluation_loader, is_stream
 from clipx.errors import ClipxError
@@ -117,10 +116,10 @@ def _answers(
 
 
 def _classifier(clip: CLIP, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Class vectors ``[C, D]`` as ``zero_shot_classifier`` gives them, with their graph."""
+    """Class rows ``[C, F]`` as ``zero_shot_classifier`` gives them, with their graph."""
     tokens = prompt_tokens(clip, classes, templates).to(clip.device)
     rows = clip.encode_text(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-    return functional.normalize(rows.mean(1), dim=-1)
+    return clip.comparison.mean_of_texts(rows)
 
 
 def _images(clip: CLIP, source: Any, samples: int, workers: int | None) -> Iterator[Tensor]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from clipx.errors import ClipxError
 from clipx.features.encode import Embed, check_finite, embed_texts, evaluating
@@ -22,7 +21,8 @@ def zero_shot_classifier(
     batch_size: int = 256,
     precision: str = "fp32",
 ) -> Tensor:
-    """One text embedding a class: the unit-length mean of the unit-length embeddings of its prompts.
+    """One text row a class: the mean of the rows of its prompts, as the model's comparison takes means; of a
+    cosine, the unit-length mean of unit rows.
 
     Args:
         clip: the model.
@@ -32,7 +32,7 @@ def zero_shot_classifier(
         precision: of the text tower, ``fp32``, ``bf16`` or ``fp16``.
 
     Returns:
-        float32 ``[C, D]``, unit rows, on the CPU.
+        float32 ``[C, F]`` rows on the CPU.
 
     Raises:
         ClipxError: no class, a blank name, no template, or one without exactly one ``{}``.
@@ -46,7 +46,7 @@ def zero_shot_classifier(
         names = class_names[first : first + per_step]
         prompts = [template.replace("{}", name) for name in names for template in templates]
         features = embed_texts(clip, prompts, batch_size=batch_size, precision=precision)
-        rows.append(functional.normalize(features.unflatten(0, (len(names), len(templates))).mean(1), dim=-1))
+        rows.append(clip.comparison.mean_of_texts(features.unflatten(0, (len(names), len(templates)))))
     return torch.cat(rows)
 
 
@@ -89,8 +89,8 @@ def class_logits(
 
     Args:
         clip: the model, whose ``score`` is asked.
-        image_features: ``[N, D]`` unit rows.
-        classifier: ``[C, D]`` unit rows.
+        image_features: rows ``[N, F]`` of images.
+        classifier: rows ``[C, F]`` of texts.
         at_once: rows a step.
 
     Yields:
@@ -145,7 +145,7 @@ def classify(
 
 
 def compare(clip: CLIP, image_features: Tensor, classifier: Tensor) -> Tensor:
-    """The probability ``[N, C]`` of every class (``[C, D]``) for every image (``[N, D]``), on the CPU."""
+    """The probability ``[N, C]`` of every class (a row of ``[C, F]``) for every image (of ``[N, F]``)."""
     logits = [logits.cpu() for _, logits in class_logits(clip, image_features, classifier)]
     return probabilities(clip, torch.cat(logits))
 
@@ -153,13 +153,13 @@ def compare(clip: CLIP, image_features: Tensor, classifier: Tensor) -> Tensor:
 def embed_images(
     clip: CLIP, images: Sequence[Any], *, batch_size: int = 64, embed: Embed = images_to_features
 ) -> Tensor:
-    """Embed images in memory: unit rows float32 ``[len(images), D]`` on the CPU.
+    """Embed images in memory: rows float32 ``[len(images), F]`` on the CPU.
 
     Args:
         clip: the model.
         images: PIL images, or uint8 arrays ``[H, W, 3]``.
         batch_size: images a step.
-        embed: what the tower makes of images; another than the default need not give unit rows.
+        embed: what the tower makes of images; another than the default need not give rows.
 
     Raises:
         ClipxError: no image, or an embedding that is not finite.

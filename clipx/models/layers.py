@@ -8,7 +8,7 @@ from torch import nn
 
 from clipx.errors import ClipxError
 
-Part = Literal["image", "text", "scale"]
+Part = Literal["image", "text", "scale", "comparison"]
 
 _BLOCK = re.compile(
     r"transformer\.resblocks\.(\d+)\."  # open_clip's transformers
@@ -31,6 +31,8 @@ def part_of(name: str) -> Part:
     """
     if name.startswith("visual."):
         return "image"
+    if name.startswith("comparison."):
+        return "comparison"
     return "scale" if name in ("logit_scale", "logit_bias") else "text"
 
 
@@ -42,7 +44,8 @@ def distances_from_top(model: nn.Module) -> dict[str, int]:
 
     Returns:
         name -> distance. In a tower of L blocks the final norm and projection have 0, the last block 1, the
-        first block L, embeddings and stem L + 1. Scale and bias of the logits have 0. Every residual block of
+        first block L, embeddings and stem L + 1, mixture tokens as the class token. Scale and bias of the
+        logits have 0, as what else belongs to the comparison. Every residual block of
         a ResNet counts; a final norm of timm's counts with the block before it.
 
     Raises:
@@ -53,10 +56,11 @@ def distances_from_top(model: nn.Module) -> dict[str, int]:
     # Of a block that towers share both names count: it is as deep in either.
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     visual = model.get_submodule("visual")
-    found = dict.fromkeys((name for name in names if part_of(name) == "scale"), 0)
+    found = dict.fromkeys((name for name in names if part_of(name) in ("scale", "comparison")), 0)
     image = [name.removeprefix("visual.") for name in names if part_of(name) == "image"]
     own = _timm(visual, image) if hasattr(visual, "trunk") else _numbered(image)
     found |= {f"visual.{name}": distance for name, distance in own.items()}
+    found |= {name: found["visual.class_embedding"] for name in names if name.startswith("comparison.extra_")}
     text = [name for name in names if part_of(name) == "text"]
     prefix = "text." if all(name.startswith("text.") for name in text) else ""
     own = _numbered([name.removeprefix(prefix) for name in text])

@@ -19,6 +19,7 @@ from clipx.hub import cache_only_when_unreachable
 from clipx.models.clip import CLIP, CONFIG_FILE, MAX_LOG_SCALE, WEIGHTS_FILE, is_small_vocabulary
 from clipx.models.comparison import attach
 from clipx.models.final_norm import remove_final_norms
+from clipx.models.geometry import COSINE
 from clipx.models.surgery.shared_trunk import check_equal_weights, share_trunk
 from clipx.models.surgery.short_text import keep_text_layers
 from clipx.models.tokenizer import small_tokenizer
@@ -129,10 +130,11 @@ def load(
     own_cfg = _own_config(saved, comparison, final_norm, logit_scale_bounds, share)
     width = int(model_cfg["embed_dim"])
     # What the weights were saved with is there before them, what replaces it after.
-    _apply(model, {key: own_cfg[key] for key in saved if _same_kind(saved, own_cfg, key)}, width)
+    before = {key: own_cfg[key] if _same_kind(saved, own_cfg, key) else saved[key] for key in saved}
+    _apply(model, before, width)
     if checkpoint is not None:
         _load_checkpoint(model, checkpoint, name)
-    new = {key: own_cfg[key] for key in own_cfg if not _same_kind(saved, own_cfg, key)}
+    new = {key: value for key, value in own_cfg.items() if before.get(key) != value}
     if text_layers is not None:
         keep_text_layers(model, text_layers)
         model_cfg = {**model_cfg, "text_cfg": {**model_cfg["text_cfg"], "layers": text_layers}}
@@ -141,6 +143,8 @@ def load(
     _apply(model, new, width)
     if "comparison" in own_cfg:
         own_cfg["comparison"] = model.comparison.spec  # type: ignore[union-attr]
+        if own_cfg["comparison"] == COSINE.spec:
+            del own_cfg["comparison"]
     if by_us:
         assert image_size is not None
         _resize_attention_pool(model.visual, image_size)  # type: ignore[arg-type]
@@ -176,8 +180,6 @@ def _own_config(
         before = dict(saved.get("comparison") or {"kind": "clip"})
         same = comparison.get("kind", before["kind"]) == before["kind"]
         own["comparison"] = {**before, **comparison} if same else dict(comparison)
-        if own["comparison"] == {"kind": "clip"}:
-            del own["comparison"]
     if final_norm is not None:
         if final_norm and saved.get("final_norm", True) is False:
             raise ClipxError("this model was trained without final norms: it has none to put back")
@@ -206,7 +208,7 @@ def _checked_bounds(bounds: Sequence[float | None]) -> list[float | None]:
 
 
 def _same_kind(saved: Mapping[str, Any], own_cfg: Mapping[str, Any], key: str) -> bool:
-    if key not in saved or key not in own_cfg:
+    if key not in own_cfg:
         return False
     if key == "share":
         return saved[key] == own_cfg[key]

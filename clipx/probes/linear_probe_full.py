@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -217,6 +217,7 @@ class LinearProbeFull:
     """
 
     needs = ("train", "validation", "classes")
+    any_comparison = True
 
     def __init__(
         self, heads: dict[str, Head], bank: str = "pre_projection", curve: Sequence[int] = (1, 2, 4, 8, 16)
@@ -238,7 +239,10 @@ class LinearProbeFull:
         assert material.validation is not None
         assert material.classifier is not None
         classes = len(material.names)
-        splits = [self._labelled(each) for each in (material.train, material.validation, material.measured)]
+        splits = [
+            self._labelled(each, material.pooled)
+            for each in (material.train, material.validation, material.measured)
+        ]
         (train, validation, test) = splits
         seen: dict[str, Outcomes] = {}
         found: dict[str, dict[str, Any]] = {}
@@ -246,7 +250,7 @@ class LinearProbeFull:
             logits, found[name] = head.fit(train, validation, classes, seed=material.seed)
             seen[name] = outcomes(logits(test[0]), test[1])
         unit = material.measured.image[material.measured.labels != UNLABELLED]
-        zero_shot = outcomes(unit.float() @ material.classifier.T, test[1])
+        zero_shot = outcomes(material.score(unit.float(), material.classifier), test[1])
         first = next(iter(self.heads))
         estimates = dict(accuracy(seen[first]))
         for name in list(self.heads)[1:]:
@@ -273,9 +277,9 @@ class LinearProbeFull:
             self._figures(seen, found, curve, len(train[1]) / classes, estimates, material),
         )
 
-    def _labelled(self, features: FeatureSet) -> Labelled:
+    def _labelled(self, features: FeatureSet, pooled: Callable[[Tensor], Tensor]) -> Labelled:
         if self.bank == "image":
-            rows = features.image
+            rows = pooled(features.image)
         elif self.bank == "raw":
             assert features.norms is not None
             rows = features.image * features.norms[:, None]

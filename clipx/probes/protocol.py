@@ -6,13 +6,14 @@ mathematics; and from which ``bank`` of the feature store it wants its rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from clipx.features.encode import FeatureSet
+from clipx.models.geometry import COSINE
 from clipx.tasks.intervals import Estimate
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ class Material:
     """What a probe is given.
 
     ``measured`` the split that figures are of; ``train`` and ``validation`` the splits that something may be
-    learnt from and chosen on; ``names`` of the C classes and ``classifier`` ``[C, D]``, their unit vectors;
-    ``text`` ``[T, D]`` unit rows and ``pairs`` int64 ``[P, 2]`` of (measured image, text) that belong
+    learnt from and chosen on; ``names`` of the C classes and ``classifier`` ``[C, F]``, their rows;
+    ``text`` ``[T, F]`` rows and ``pairs`` int64 ``[P, 2]`` of (measured image, text) that belong
     together; ``shifts`` by name, with labels of the same classes (-1: none); ``outside`` by name, images of
-    none of the classes; ``logit_scale`` of the model; ``title`` for figures; ``seed`` of every draw. What a
-    probe does not need may be missing.
+    none of the classes; ``logit_scale`` of the model; ``score`` its similarity ``[M, N]`` of image rows and
+    text rows; ``pooled`` makes unit vectors ``[N, D]`` of image rows, of which a cosine's are such; ``title``
+    for figures; ``seed`` of every draw. What a probe does not need may be missing.
     """
 
     measured: FeatureSet
@@ -45,6 +47,8 @@ class Material:
     shifts: Mapping[str, Shift] = field(default_factory=dict)
     outside: Mapping[str, FeatureSet] = field(default_factory=dict)
     logit_scale: float = 1.0
+    score: Callable[[Tensor, Tensor], Tensor] = COSINE.image_to_text
+    pooled: Callable[[Tensor], Tensor] = COSINE.pooled_images
     title: str = ""
     seed: int = 0
 
@@ -83,7 +87,11 @@ class Result:
 
 
 class Probe(Protocol):
-    """A callable with the names of what it needs and the bank of features that it looks at."""
+    """A callable with the names of what it needs and the bank of features that it looks at.
+
+    One that compares rows through ``Material.score`` and ``Material.pooled`` says ``any_comparison = True``;
+    any other takes rows to be unit vectors, and goes with models that compare by the cosine.
+    """
 
     needs: tuple[str, ...]
     bank: str

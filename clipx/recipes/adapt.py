@@ -38,6 +38,7 @@ from clipx.features.together import encode_together
 from clipx.features.views import Chosen, Views
 from clipx.inference.adapted import FOLDER, Adapted, describe, rows_of, save_adapted
 from clipx.models.clip import CLIP
+from clipx.models.comparison import check_cosine
 from clipx.recipes.frozen import (
     check_skipped,
     class_vectors,
@@ -140,6 +141,8 @@ class _Bench:
 
     def __init__(self, clip: CLIP, config: DictConfig, run: Run) -> None:
         self.clip, self.config, self.run = clip, config, run
+        works = "clipx zeroshot, and clipx probe --method linear-probe-full, take any comparison"
+        check_cosine(clip.comparison, f"the adapter {config.method}", works)
         self.needs = _needs(config.adapter)
         self.bank = "pre_projection" if self.needs == "pre_projection" else "raw"
         if self.needs == "pre_projection":

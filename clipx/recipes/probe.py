@@ -18,6 +18,7 @@ from clipx.errors import ClipxError, did_you_mean
 from clipx.features.encode import FeatureSet, embed_texts
 from clipx.features.views import Chosen
 from clipx.models.clip import CLIP
+from clipx.models.comparison import check_cosine
 from clipx.probes.protocol import NEEDS, Material, Probe, Result, Shift
 from clipx.recipes.frozen import check_skipped, class_vectors, encoded, load_pretrained, templates_of
 from clipx.recipes.parts import open_source
@@ -39,6 +40,7 @@ def main(config: DictConfig, run: Run) -> dict[str, float]:
     probe = build(config.probe)  # wrong settings are told before anything is encoded
     _check(probe, config)
     clip = load_pretrained(config.model, config.device)
+    _check_comparison(probe, clip, config.method)
     return _report(probe(_Gathering(clip, probe, config, run).material()), run)
 
 
@@ -53,6 +55,14 @@ def _check(probe: Probe, config: DictConfig) -> None:
             f"{config.method} learns or chooses on the {config.split} split: it cannot be measured on it",
             hint="split=test",
         )
+
+
+def _check_comparison(probe: Probe, clip: CLIP, method: str) -> None:
+    works = "linear-probe-full and knn-probe take any comparison, as clipx zeroshot does"
+    if not getattr(probe, "any_comparison", False):
+        check_cosine(clip.comparison, method, works)
+    if probe.bank == "raw" or not (clip.comparison.one_vector or probe.bank == "image"):
+        check_cosine(clip.comparison, f"the bank {probe.bank}", "probe.bank=image")
 
 
 class _Gathering:
@@ -92,11 +102,22 @@ class _Gathering:
             shifts=self._shifts() if "shifts" in needs else {},
             outside=self._outside() if "outside" in needs else {},
             logit_scale=float(self.clip.logit_scale.detach()),
+            score=self._score,
+            pooled=self._pooled,
             title=f"{self.clip.name} on {self.source.name}",
             seed=config.seed,
         )
         self.run.results({"skipped": self.skipped})  # of every part, where encoding wrote the last one
         return material
+
+    @torch.no_grad()
+    def _score(self, images: Tensor, texts: Tensor) -> Tensor:
+        device = self.clip.device
+        return self.clip.comparison.image_to_text(images.to(device), texts.to(device)).cpu()
+
+    @torch.no_grad()
+    def _pooled(self, images: Tensor) -> Tensor:
+        return self.clip.comparison.pooled_images(images.to(self.clip.device)).cpu()
 
     def _check_classes(self) -> None:
         if len(self.names) < 2:

@@ -2,14 +2,79 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from clipx.data.scenes.draws import Draws
 from clipx.data.scenes.languages import LANGUAGES
-from clipx.data.scenes.statements import Description, On, Related, Statement, There, Written
+from clipx.data.scenes.statements import Description, On, Related, Statement, There, Written, matching
 from clipx.data.scenes.world import Scene, Thing, relation
+
+ATTRIBUTES = ("colour", "shape", "size", "texture")
 
 DETAIL = 0.25
 """Chance that a short caption of several things mentions a size, and again a texture."""
+
+
+class Said(NamedTuple):
+    """What one caption says: its kind, its statements, its surface form in [0, 1); the object that it is
+    about, a place among the things of the scene, and how many attributes of it are named, both -1 where it is
+    about the scene.
+    """
+
+    kind: str
+    statements: tuple[Statement, ...]
+    form: float
+    thing: int = -1
+    attributes: int = -1
+
+
+def sayings(scene: Scene, kinds: Sequence[str], draws: Draws, relations: float = 0.5) -> list[Said]:
+    """What the captions of a scene say, those of one kind after those of another.
+
+    Args:
+        scene: what they are about.
+        kinds: of ``vocabulary.CAPTIONS``.
+        draws: random numbers of these captions.
+        relations: as ``plan`` takes it.
+    """
+    found = []
+    for kind in kinds:
+        if kind == "object":
+            found += _objects(scene)
+        elif kind == "partial":
+            found.append(_partial(scene, draws))
+        else:
+            found.append(Said(kind, plan(scene, kind, draws, relations), draws.uniform()))
+    return found
+
+
+def _objects(scene: Scene) -> list[Said]:
+    """A caption for each thing, with all its attributes; one for things that are alike."""
+    whole = {Description(each.colour, each.shape, each.size, each.texture): -1 for each in scene.things}
+    for place, each in reversed(list(enumerate(scene.things))):
+        whole[Description(each.colour, each.shape, each.size, each.texture)] = place
+    return [
+        Said("object", (There(what, len(matching(what, scene))),), 0.0, place, _named(what))
+        for what, place in whole.items()
+    ]
+
+
+def _partial(scene: Scene, draws: Draws) -> Said:
+    """One thing by some of its attributes: n of them with a probability in proportion to 1 / n."""
+    place = draws.integer(len(scene.things))
+    thing = scene.things[place]
+    known = [name for name in ATTRIBUTES if (name, getattr(thing, name)) != ("texture", "solid")]
+    shares = [1 / count for count in range(1, len(known) + 1)]
+    left, count = draws.uniform() * sum(shares), 1
+    while count < len(known) and left >= shares[count - 1]:
+        left, count = left - shares[count - 1], count + 1
+    what = Description(**{name: getattr(thing, name) for name in draws.shuffled(known)[:count]})
+    return Said("partial", (There(what, len(matching(what, scene))),), 0.0, place, count)
+
+
+def _named(what: Description) -> int:
+    """How many attributes a caption says; that a thing is of one colour is not said."""
+    return sum(getattr(what, name) not in (None, "solid") for name in ATTRIBUTES)
 
 
 def plan(scene: Scene, kind: str, draws: Draws, relations: float = 0.5) -> tuple[Statement, ...]:

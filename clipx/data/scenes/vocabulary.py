@@ -76,7 +76,9 @@ OPPOSITE: Mapping[str, str] = {
 }
 """Every relation and the one that holds when its two objects change places."""
 
-CAPTIONS = ("short", "long", "paraphrase")
+CAPTIONS = ("short", "long", "paraphrase", "object", "partial")
+"""What a caption says: what is there, everything, the same in other words; one caption an object with all its
+attributes; one object with one to four of its attributes, few more often than many."""
 
 
 @cache

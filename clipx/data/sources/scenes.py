@@ -11,6 +11,7 @@ import numpy as np
 from clipx.data.fields import UNLABELLED, Example
 from clipx.data.scenes import captions as grammar
 from clipx.data.scenes import render as rendering
+from clipx.data.scenes.captions import Said
 from clipx.data.scenes.corruption import Corruption, corruption, garbled
 from clipx.data.scenes.draws import Draws, many, stream_key
 from clipx.data.scenes.languages import LANGUAGES, english
@@ -47,7 +48,9 @@ class Scenes:
         size, validation_size, test_size: examples of each split.
         image_size: pixels a side, 16 or more.
         objects: fewest and most objects in a scene, within 1..5; one number for exactly that many.
-        captions: short, long, paraphrase: an example has one of each that is named.
+        captions: short, long, paraphrase, partial: an example has one of each that is named; object: one an
+            object. With object or partial, ``caption_objects`` says which object each caption is about, and
+            ``caption_attributes`` how many attributes of it are named, -1 for captions of the scene.
         language: en, it, de, zh; of several, every caption is given in each.
         shapes, colours, textures, sizes, backgrounds: what may occur; None for all.
         repeats: share of scenes of several objects that hold the same kind of object more than once.
@@ -129,6 +132,11 @@ class Scenes:
         if negative_images and not self.negative_kinds:
             raise ClipxError(
                 "scenes: negative_images needs negatives", hint="data.negatives=true gives all kinds"
+            )
+        if self.negative_kinds and "partial" in self.captions:
+            raise ClipxError(
+                "scenes: negatives change a colour, a shape or a count, which a partial caption may not say",
+                hint="data.captions=[object], which says them all",
             )
         self.negative_images = bool(negative_images)
         self.extras = chosen_if_any(extras, EXTRAS, "extras")
@@ -252,16 +260,16 @@ class Scenes:
         return colour if self.label == "colour" else english.class_name(colour, shape)
 
     def _example(self, index: int, scene: Scene, draws: Draws) -> Example:
-        said = [
-            (kind, grammar.plan(scene, kind, draws, self.relations), draws.uniform())
-            for kind in self.captions
-        ]
+        said = grammar.sayings(scene, self.captions, draws, self.relations)
         example: dict[str, Any] = {
             "image": rendering.render(scene, self.image_size),
             "captions": self._texts(index, said),
             "label": self._label(scene),
             "id": f"{self.split}-{index:07d}",
         }
+        if {"object", "partial"} & {*self.captions}:
+            example["caption_objects"] = [each.thing for each in said for _ in self.languages]
+            example["caption_attributes"] = [each.attributes for each in said for _ in self.languages]
         if self.negative_kinds:
             self._add_negatives(example, index, scene, said)
         if "depth" in self.extras:
@@ -274,34 +282,25 @@ class Scenes:
                 example["boxes"] = rendering.boxes(visible)
         return cast(Example, example)
 
-    def _texts(self, index: int, said: Sequence[tuple[str, Any, float]]) -> list[str]:
+    def _texts(self, index: int, said: Sequence[Said]) -> list[str]:
         wrong = self.corruption(index) if self.caption_noise or self.mismatched else Corruption()
         if wrong.from_index is not None:
             other, draws = self.scene(wrong.from_index), self._draws("captions", wrong.from_index)
-            said = [
-                (kind, grammar.plan(other, kind, draws, self.relations), draws.uniform())
-                for kind in self.captions
-            ]
+            said = grammar.sayings(other, self.captions, draws, self.relations)
         texts = _say(said, self.languages)
         if wrong.noisy:
             damage = self._draws("noise", index)
             texts = [garbled(text, damage) for text in texts]
         return texts
 
-    def _add_negatives(
-        self, example: dict[str, Any], index: int, scene: Scene, said: Sequence[tuple[str, Any, float]]
-    ) -> None:
+    def _add_negatives(self, example: dict[str, Any], index: int, scene: Scene, said: Sequence[Said]) -> None:
         draws = self._draws("negatives", index)
-        found = [
-            negative(self.world, scene, statements, self.negative_kinds, draws) for _, statements, _ in said
-        ]
-        edits = [
-            (edit, kind, form) for edit, (kind, _, form) in zip(found, said, strict=True) if edit is not None
-        ]
+        found = [negative(self.world, scene, each.statements, self.negative_kinds, draws) for each in said]
+        edits = [(edit, each) for edit, each in zip(found, said, strict=True) if edit is not None]
         example["negative_captions"] = _say(
-            [(kind, edit.statements, form) for edit, kind, form in edits], self.languages
+            [each._replace(statements=edit.statements) for edit, each in edits], self.languages
         )
-        example["negative_kinds"] = [edit.kind for edit, _, _ in edits for _ in self.languages]
+        example["negative_kinds"] = [edit.kind for edit, _ in edits for _ in self.languages]
         if self.negative_images and edits:
             example["negative_image"] = rendering.render(edits[0][0].scene, self.image_size)
 
@@ -325,9 +324,9 @@ def _renamed(classes: Sequence[str], names: Mapping[str, str]) -> list[str]:
     return renamed
 
 
-def _say(said: Sequence[tuple[str, Any, float]], languages: Sequence[str]) -> list[str]:
+def _say(said: Sequence[Said], languages: Sequence[str]) -> list[str]:
     return [
-        grammar.say(statements, kind, language, form)
-        for kind, statements, form in said
+        grammar.say(each.statements, each.kind, language, each.form)
+        for each in said
         for language in languages
     ]
