@@ -78,7 +78,7 @@ def test_crops_stay_in_the_image_and_in_their_ranges():
     generator = np.random.default_rng(0)
     areas, ratios = [], []
     for _ in range(500):
-        left, top, right, bottom = transform._box(100, 80, generator)
+        left, top, right, bottom = transform.box(100, 80, generator)
         assert 0 <= left < right <= 100
         assert 0 <= top < bottom <= 80
         areas.append((right - left) * (bottom - top) / 8000)
@@ -94,7 +94,7 @@ def test_a_long_image_gives_as_much_as_the_ratio_allows(size):
 
     _, _, height, width = RandomResizedCrop.get_params(picture(*size), (0.9, 1.0), (3 / 4, 4 / 3))
     transform, generator = TrainTransform(32, ratio=(3 / 4, 4 / 3)), np.random.default_rng(0)
-    boxes = [transform._box(*size, generator) for _ in range(200)]
+    boxes = [transform.box(*size, generator) for _ in range(200)]
     assert {(right - left, bottom - top) for left, top, right, bottom in boxes} == {(width, height)}
     starts = [left + top for left, top, _, _ in boxes]
     assert min(starts) < 20
@@ -103,10 +103,10 @@ def test_a_long_image_gives_as_much_as_the_ratio_allows(size):
 
 def test_the_default_is_a_square_of_the_whole_height_anywhere():
     transform, generator = TrainTransform(32), np.random.default_rng(0)
-    boxes = [transform._box(160, 120, generator) for _ in range(100)]
+    boxes = [transform.box(160, 120, generator) for _ in range(100)]
     assert {(right - left, top, bottom) for left, top, right, bottom in boxes} == {(120, 0, 120)}
     assert len({left for left, *_ in boxes}) > 20
-    sides = [right - left for left, _, right, _ in (transform._box(100, 100, generator) for _ in range(100))]
+    sides = [right - left for left, _, right, _ in (transform.box(100, 100, generator) for _ in range(100))]
     assert min(sides) == 95
     assert max(sides) == 100
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from clipx.errors import ClipxError
 from clipx.inference.zero_shot import class_logits, classify, probabilities, zero_shot_classifier
+from clipx.models.geometry import COSINE
 from clipx.models.loading import load
 
 NAMES = ["red circle", "blue square", "green star"]
@@ -30,7 +31,7 @@ def test_is_the_mean_of_unit_embeddings():
     """Prompts of length 3 and 4 embed as rows of different length: only directions may count."""
 
     class Fixed(nn.Module):
-        device, logit_bias = torch.device("cpu"), None
+        device, logit_bias, comparison = torch.device("cpu"), None, COSINE
 
         def tokenize(self, texts):
             return torch.tensor([[len(text)] for text in texts])
