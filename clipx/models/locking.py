@@ -30,11 +30,18 @@ def lock(
             hardly move.
 
     Raises:
-        ClipxError: ``first_convolution`` of an image tower that has no convolution.
+        ClipxError: ``first_convolution`` of an image tower that has no convolution, or what is no truth value.
 
     Source: Zhai et al. 2022 (LiT) for the image tower; Dong et al. 2022 (FT-CLIP) and Chen et al. 2021 (MoCo
     v3) for the convolution.
     """
+    given = {"image": image, "text": text, "scale": scale, "first_convolution": first_convolution}
+    for part, wanted in {**given, "batch_norm": batch_norm}.items():
+        if not isinstance(wanted, bool):
+            raise ClipxError(
+                f"lock.{part}={wanted} must be true or false",
+                hint="logit_scale=100 lock.scale=true keeps the scale at a number",
+            )
     locked = {part for part, wanted in (("image", image), ("text", text), ("scale", scale)) if wanted}
     # What both towers share is locked with either.
     for name, parameter in clip.model.named_parameters(remove_duplicate=False):

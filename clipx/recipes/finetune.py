@@ -99,7 +99,7 @@ def main(config: DictConfig, run: Run) -> dict[str, Any]:
         )
         if config.logit_scale is not None:
             clip.set_logit_scale(config.logit_scale)
-        lock(clip, **{str(part): bool(locked) for part, locked in config.lock.items()})
+        lock(clip, **{str(part): locked for part, locked in config.lock.items()})
         if all(getattr(each, "patched", ()) for each in objectives.values()):
             lock_pooling(clip)
         module = TrainingModule(clip, objectives, weights)

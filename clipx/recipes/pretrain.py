@@ -43,7 +43,7 @@ def assembled(config: DictConfig) -> TrainingModule:
     objectives, weights = build_objectives(config.objectives, {"clip": lambda: clip})
     if config.logit_scale is not None:
         clip.set_logit_scale(config.logit_scale)
-    lock(clip, **{str(part): bool(locked) for part, locked in config.lock.items()})
+    lock(clip, **{str(part): locked for part, locked in config.lock.items()})
     return TrainingModule(clip, objectives, weights)
 
 

@@ -23,6 +23,11 @@ def test_each_part_is_locked_by_itself(micro):
     assert free(lock(copy.deepcopy(micro))) == names
 
 
+def test_a_number_locks_nothing(micro):
+    with pytest.raises(ClipxError, match="lock.scale=100 must be true or false"):
+        lock(copy.deepcopy(micro), scale=100)
+
+
 def test_the_patch_convolution_gets_no_gradient(micro):
     clip = lock(copy.deepcopy(micro), first_convolution=True)
     clip.encode_image(torch.randn(2, 3, 32, 32)).sum().backward()
