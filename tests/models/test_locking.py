@@ -24,7 +24,7 @@ def test_each_part_is_locked_by_itself(micro):
 
 
 def test_a_number_locks_nothing(micro):
-    with pytest.raises(ClipxError, match="lock.scale=100 must be true or false"):
+    with pytest.raises(ClipxError, match=r"lock\.scale=100 must be true or false"):
         lock(copy.deepcopy(micro), scale=100)
 
 
