@@ -10,12 +10,14 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from clipx.errors import ClipxError
-from clipx.models.geometry import COSINE
+from clipx.models.geometry import COSINE, Geometry
 from clipx.models.loading import load
+from clipx.models.mixture import Mixture
 from clipx.objectives.alignment import Alignment
 from clipx.objectives.attentive_mask import AttentiveMask
 from clipx.objectives.barlow import Barlow
 from clipx.objectives.cloob import CLOOB
+from clipx.objectives.entailment import Entailment
 from clipx.objectives.geodesic_mixup import CrossModalMix, UnimodalMix
 from clipx.objectives.heads import BatchNormAcross
 from clipx.objectives.imsep import IMSep
@@ -37,6 +39,23 @@ from clipx.training.encoded import Encoded
 
 ROWS = 3
 """Pairs a process."""
+
+
+class Compared(nn.Module):
+    """An objective of a model that compares otherwise than by the cosine; rows are those of the towers, over
+    and over.
+    """
+
+    def __init__(self, objective, build, *arguments, widen=(1, 1), **options):
+        super().__init__()
+        torch.manual_seed(6)
+        self.objective, self.comparison, self.widen = objective, build(*arguments, **options).double(), widen
+
+    def forward(self, encoded):
+        image, text = encoded.image().repeat(1, self.widen[0]), encoded.text().repeat(1, self.widen[1])
+        own = {"comparison": self.comparison, "image": lambda: image, "text": lambda: text}
+        return self.objective(SimpleNamespace(**{**vars(encoded), **own}))
+
 
 CASES = {
     "infonce FT": lambda: InfoNCE(local_loss=False, gather_with_grad=True),
@@ -81,6 +100,14 @@ CASES = {
     "attentive-mask": lambda: OfModel(lambda clip: AttentiveMask(clip, hidden=6, width=4)),
     "imsep": lambda: IMSep(),
     "imsep plain": lambda: IMSep(["text"], semantic=False),
+    "compared: infonce, hyperbolic": lambda: Compared(InfoNCE(), Geometry, "hyperbolic", 5),
+    "compared: entailment": lambda: Compared(Entailment(), Geometry, "hyperbolic", 5),
+    "compared: infonce, mixture": lambda: Compared(
+        InfoNCE(local_loss=False), Mixture, 4, 4, 5, 4, tokens=3, heads=5, widen=(6, 2)
+    ),
+    "compared: siglip, mixture": lambda: Compared(
+        SigLIP(), Mixture, 4, 4, 5, 4, tokens=3, heads=1, tau=0.5, widen=(6, 2)
+    ),
 }
 
 

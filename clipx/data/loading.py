@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from clipx.data.fields import TEXT_VIEWS, UNLABELLED
-from clipx.data.order import TrainingOrder, sample_generator
+from clipx.data.order import TrainingOrder, sample_generator, turn
 from clipx.data.semantics import Semantics
 from clipx.data.text_changes import TextChange
 from clipx.data.transforms import TrainTransform, to_tensor
 from clipx.data.views import Views
-from clipx.errors import BadSample, ClipxError, kind_of
+from clipx.errors import BadSample, ClipxError, did_you_mean, kind_of
 from clipx.machine import own_cores
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+CAPTION_CHOICES = ("random", "turns")
 _TRIES = 1000
 """Bad samples in a row before the data is called unusable."""
 _REMEMBERED = 1 << 16
@@ -97,6 +98,7 @@ class _Encoder:
         views: Views | None = None,
         change: TextChange | None = None,
         semantics: Semantics | None = None,
+        turns: int | None = None,
     ) -> None:
         self.classes = source.classes
         self.transform = transform
@@ -106,12 +108,18 @@ class _Encoder:
         self.views = views
         self.change = change
         self.semantics = semantics
+        self.turns = turns
         self.text_views = [name for name in TEXT_VIEWS if name in self.extras]
 
-    def __call__(self, example: Any, index: int, generator: np.random.Generator) -> dict[str, Any]:
+    def __call__(
+        self, example: Any, index: int, generator: np.random.Generator, epoch: int = 0
+    ) -> dict[str, Any]:
         captions = captions_of(example, self.classes, self.templates)
         image = self.transform(example["image"], generator)
-        caption = captions[int(generator.integers(len(captions)))]
+        place = int(generator.integers(len(captions)))
+        if self.turns is not None:
+            place = turn(len(captions), self.turns, epoch, index)
+        caption = captions[place]
         item = {
             "image": image,
             "text": self.tokens(caption if self.change is None else self.change(caption, generator)),
@@ -171,7 +179,7 @@ class TrainingPairs(Dataset):
             try:
                 if isinstance(example, BadSample):
                     raise example
-                item = self.encoder(example, index, sample_generator(self.seed, epoch, index))
+                item = self.encoder(example, index, sample_generator(self.seed, epoch, index), epoch)
                 return {**item, "bad": bad}
             except BadSample as reason:
                 bad.append((str(index), str(reason)))
@@ -325,6 +333,7 @@ def training_loader(
     views: Views | None = None,
     change: TextChange | None = None,
     semantics: Semantics | None = None,
+    captions: str = "random",
 ) -> DataLoader:
     """Batches of steps ``first`` to ``end`` of a run, for one process.
 
@@ -345,6 +354,8 @@ def training_loader(
         views: what makes the views that ``extras`` ask for.
         change: of the caption itself, which its views do not see; None for none.
         semantics: what gives the field ``semantics`` of captions as they are, before a change; None for none.
+        captions: which of several captions of a sample an epoch takes: ``random``; or ``turns``: each once
+            before one comes again, of data with an index.
 
     Raises:
         ClipxError: fewer than two samples, or another number of workers than that which read a stream so far;
@@ -357,7 +368,14 @@ def training_loader(
     """
     workers = worker_count(workers) if not positions else _as_before(workers, positions)
     used = templates or getattr(source, "templates", None) or DEFAULT_TEMPLATES
-    encoder = _Encoder(source, transform, tokenize, used, extras, views, change, semantics)
+    if captions not in CAPTION_CHOICES:
+        raise ClipxError(
+            f"there is no augment.captions={captions}", hint=did_you_mean(str(captions), CAPTION_CHOICES)
+        )
+    if captions == "turns" and is_stream(source):
+        raise ClipxError("a stream does not know its samples again", hint="augment.captions=random")
+    turns = seed if captions == "turns" else None
+    encoder = _Encoder(source, transform, tokenize, used, extras, views, change, semantics, turns)
     common: dict[str, Any] = {
         "num_workers": workers,
         "pin_memory": torch.cuda.is_available(),

@@ -110,3 +110,14 @@ def sample_generator(seed: int, epoch: int, index: int, share: int = 0) -> np.ra
     # share draws.
     counter = np.array([0, index, share, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=(seed << 64) | (epoch & (2**64 - 1)), counter=counter))
+
+
+def turn(count: int, seed: int, epoch: int, index: int) -> int:
+    """Which of several captions of a sample an epoch takes: each once in ``count`` epochs, in a drawn order.
+
+    Args:
+        count: of them, 1 or more.
+        seed, epoch, index: as ``sample_generator`` takes them, of data with an index.
+    """
+    round_, place = divmod(epoch, count)
+    return int(sample_generator(seed, round_, index, share=1).permutation(count)[place])

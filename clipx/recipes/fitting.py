@@ -176,6 +176,7 @@ def batches(
     rank, size = world()
     options: dict[str, Any] = dict(OmegaConf.to_container(config.augment))  # type: ignore[arg-type]
     changed: dict[str, Any] = {name: options.pop(name) for name in ("view", "text_view") if name in options}
+    captions = options.pop("captions", "random")
     stop_words = options.pop("stop_words", 0.0)
     change = TextChange(stop_words, synonyms=0, swap=0, delete=0, keep=1) if stop_words else None
     extras = [field for field in needs if field not in _ALWAYS]
@@ -191,6 +192,7 @@ def batches(
         extras=extras,
         views=views,
         change=change,
+        captions=captions,
         semantics=build(config.semantics) if "semantics" in extras else None,
         batch_size=batch_size,
         seed=config.seed,

@@ -441,3 +441,45 @@ def test_the_number_of_workers(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
     assert worker_count(None) == 5
+
+
+class Three:
+    """Pictures with three captions each."""
+
+    name, classes, templates = "three", None, None
+
+    def __len__(self):
+        return 6
+
+    def examples(self, indices):
+        picture = np.zeros((32, 32, 3), np.uint8)
+        return [{"image": picture, "captions": [f"{i} {k}" for k in range(3)]} for i in indices]
+
+
+def test_captions_in_turn_are_each_seen_once_before_one_comes_again(tmp_path):
+    def told(captions, seed=0):
+        loader = training_loader(
+            Three(),
+            transform=TrainTransform(32),
+            tokenize=lambda texts: torch.tensor([[int(word) for word in texts[0].split()]]),
+            batch_size=6,
+            seed=seed,
+            steps=(0, 6),
+            workers=0,
+            captions=captions,
+        )
+        seen = {}
+        for batch in loader:
+            for index, place in batch["text"].tolist():
+                seen.setdefault(index, []).append(place)
+        return seen
+
+    turns = told("turns")
+    for places in turns.values():
+        assert sorted(places[:3]) == sorted(places[3:]) == [0, 1, 2]
+    assert len({tuple(places) for places in turns.values()}) > 1
+    assert told("turns") == turns
+    assert told("turns", seed=1) != turns
+    assert any(sorted(places[:3]) != [0, 1, 2] for places in told("random").values())
+    with pytest.raises(ClipxError, match="there is no augment"):
+        told("turn")

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import worlds
 
 from clipx.errors import ClipxError
 from clipx.models.geometry import Geometry
@@ -87,3 +88,7 @@ def test_mistakes_are_named():
     for kind in ("clip", "elliptic"):
         with pytest.raises(ClipxError, match=f"by {kind} has none"):
             Entailment()(encoded(kind))
+
+
+def test_processes_together_do_what_one_does_alone(processes):
+    worlds.check_alone(processes, "compared")

@@ -8,10 +8,20 @@ from open_clip.transformer import PatchDropout
 
 from clipx.errors import ClipxError
 from clipx.models.locking import lock
+from clipx.objectives.entailment import Entailment
 from clipx.objectives.infonce import InfoNCE
+from clipx.objectives.siglip import SigLIP
 from clipx.training.encoded import Encoded
 from clipx.training.gradient_cache import trained_batch_norm
 from clipx.training.loop import step_seed
+
+
+class Frozen(dict):
+    """A mapping that a cache can tell apart."""
+
+    def __hash__(self):
+        return hash(tuple(self.items()))
+
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 
@@ -50,6 +60,25 @@ def test_a_cached_step_is_that_of_the_whole_batch(tmp_path, case, size):
     torch.testing.assert_close(found.module.state_dict(), expected.module.state_dict(), **EXACT)
     (one,), (other,) = losses(whole), losses(cached)
     assert other == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [{"kind": "mixture", "tokens": 3, "heads": 2}, {"kind": "hyperbolic"}])
+def test_comparisons_learn_as_of_the_whole_batch(tmp_path, kind):
+    flat = {"entailment": Entailment(min_radius=0.3)} if kind["kind"] == "hyperbolic" else {}
+    expected, found = (
+        stepped(
+            new_run(tmp_path),
+            {"infonce": InfoNCE(), "siglip": SigLIP(), **flat},
+            [pairs(8)],
+            model=fits.clip(init_logit_bias=-2.0, comparison=Frozen(kind)),
+            gradient_cache=size,
+        )
+        for size in (None, 3)
+    )
+    start = fits.clip(init_logit_bias=-2.0, comparison=Frozen(kind)).double().state_dict()
+    own = [name for name in start if name.startswith("model.comparison")]
+    assert {*own} <= {*fits.differing(start, expected.clip.state_dict())}
+    torch.testing.assert_close(found.module.state_dict(), expected.module.state_dict(), **EXACT)
 
 
 def test_each_accumulated_batch_is_a_whole_of_its_own_and_clipping_sees_their_sum(tmp_path):

@@ -2,15 +2,17 @@
 
 import re
 
+import numpy as np
 import pytest
 
-from clipx.data.scenes.captions import plan, say
+from clipx.data.scenes.captions import plan, say, sayings
 from clipx.data.scenes.draws import Draws
 from clipx.data.scenes.languages import LANGUAGES, chinese, english, german, italian
 from clipx.data.scenes.statements import Description, On, Related, There, Written, is_true, matching
 from clipx.data.scenes.vocabulary import BACKGROUNDS, CAPTIONS, COLOURS, SHAPES, SIZES, TEXTURES, TINTS
 from clipx.data.scenes.world import Background, Scene, Thing
 from clipx.data.sources.scenes import Scenes
+from clipx.errors import ClipxError
 
 RED_CIRCLE, BLUE_STAR = Description("red", "circle"), Description("blue", "star")
 LEFT = Thing("circle", "red", "small", "striped", 0.2, 0.5, 0.1, 0.0, 0)
@@ -179,3 +181,41 @@ def test_templates_make_sentences_of_the_grammar() -> None:
     forms = {say(said, "paraphrase", "en", form / 100) for form in range(100)} | {say(said, "short", "en")}
     made = {template.format("red circle") for template in english.TEMPLATES}
     assert made <= forms
+
+
+def test_every_object_has_a_caption_with_all_that_it_is():
+    source = Scenes("train", objects=3, captions=["object", "short"], repeats=0.5, size=200, image_size=16)
+    for index in range(50):
+        example, scene = source[index], source.scene(index)
+        *of_objects, whole = example["captions"]
+        *places, none = example["caption_objects"]
+        assert (none, example["caption_attributes"][-1]) == (-1, -1)
+        described = [Description(each.colour, each.shape, each.size, each.texture) for each in scene.things]
+        assert {described[place] for place in places} == {*described}
+        assert len(of_objects) == len({*described}) == len({*of_objects})
+        for text, place, count in zip(of_objects, places, example["caption_attributes"], strict=False):
+            what = described[place]
+            assert text == english.phrase(what, len(matching(what, scene)))
+            assert count == 4 - (what.texture == "solid")
+        assert whole == Scenes("train", objects=3, repeats=0.5, size=200, image_size=16)[index]["captions"][0]
+
+
+def test_a_partial_caption_names_few_attributes_more_often_than_many():
+    source = Scenes("train", objects=1, captions="partial", textures=["dotted"], size=2000, image_size=16)
+    counts = []
+    for index in range(600):
+        scene = source.scene(index)
+        (said,) = sayings(scene, ["partial"], source._draws("captions", index))
+        assert is_true(said.statements, scene)
+        (what,) = (statement.what for statement in said.statements)
+        named = sum(value is not None for value in (what.colour, what.shape, what.size, what.texture))
+        assert named == said.attributes
+        counts.append(named)
+    shares = np.bincount(counts, minlength=5)[1:] / len(counts)
+    np.testing.assert_allclose(shares, np.array([12, 6, 4, 3]) / 25, atol=0.07)
+    assert source[0]["caption_attributes"] == counts[:1]
+
+
+def test_negatives_of_partial_captions_are_refused():
+    with pytest.raises(ClipxError, match="a partial caption may not say"):
+        Scenes("train", captions="partial", negatives=True)
