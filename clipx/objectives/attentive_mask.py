@@ -99,7 +99,8 @@ class AttentiveMask(nn.Module):
         seen = mode == "attentive" or self.projector is not None
         self.slow_tower = Momentum(visual) if seen else None
         # Statistics of batch norm that the fast head has gathered would not fit the slow one.
-        self.slow_projector = Momentum(self.projector, batch_statistics=True) if self.projector else None
+        head = self.projector
+        self.slow_projector = None if head is None else Momentum(head, batch_statistics=True)
         cover = ("cover_view",) if seen else ()
         boxes = ("view_boxes",) if mode == "attentive" else ()
         self.needs = ("text", *_VIEWS, *cover, *boxes)

@@ -34,6 +34,7 @@ from clipx.objectives.prompt_cross_entropy import PromptCrossEntropy
 from clipx.objectives.rank_consistency import RankConsistency
 from clipx.objectives.siglip import SigLIP
 from clipx.objectives.simsiam import SimSiam
+from clipx.objectives.soft_infonce import SoftInfoNCE
 from clipx.objectives.uniformity import CrossUniformity, Uniformity
 from clipx.run import Run
 from clipx.training.loop import Trainer
@@ -282,6 +283,7 @@ CACHED = {
         "m2": CrossModalMix(),
         **{side: UnimodalMix(side) for side in ("image", "text", "both")},
     },
+    "soft targets": lambda: {"soft_infonce": LateSoft(0.4)},
     "separation": lambda: {"infonce": InfoNCE(), "imsep": IMSep()},
     "views, heads and a queue": lambda: {"infonce": InfoNCE(), **_views()},
     "two, and a head": lambda: {"class": ClassContrast("equal"), "head": _head()},
@@ -291,6 +293,14 @@ CACHED = {
 
 class LateRanks(RankConsistency):
     """As in the middle of a training: at its start rankings have no weight."""
+
+    def forward(self, encoded):
+        encoded.progress = torch.tensor(0.5)
+        return super().forward(encoded)
+
+
+class LateSoft(SoftInfoNCE):
+    """As in the middle of a training: at its start targets are hard."""
 
     def forward(self, encoded):
         encoded.progress = torch.tensor(0.5)
