@@ -95,6 +95,8 @@ def prepare(
 ) -> list[str]:
     """The overrides as Hydra takes them: ``--method`` and ``method=`` translated, ``model=`` a known choice.
 
+    Who asks for ``training.epochs`` means these, whatever steps the card has.
+
     Args:
         command: pretrain, zeroshot, ...
         overrides: what the user typed behind the command.
@@ -123,6 +125,9 @@ def prepare(
             prepared.append(f"{match[1]}={_model_choices(match[2], config_dir, root)}")
         else:
             prepared.append(_readable(override))
+    typed = {override.partition("=")[0] for override in prepared}
+    if "training.epochs" in typed and "training.steps" not in typed:
+        prepared.append("training.steps=null")  # a card may count in steps, which would win
     if method is not None:
         prepared.insert(0, f"{method_key(command)}={method}")
     return prepared

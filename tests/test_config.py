@@ -319,3 +319,12 @@ def test_lists_and_sweeps_are_left_to_hydra():
         "seed=1,2",
         "b={c: 1}",
     ]
+
+
+def test_epochs_that_are_asked_for_win_over_the_steps_of_a_card():
+    card = config.compose("pretrain", [], method="declip").training
+    assert (card.steps, card.epochs) == (300, None)
+    asked = config.compose("pretrain", ["training.epochs=2"], method="declip").training
+    assert (asked.steps, asked.epochs) == (None, 2)
+    both = config.compose("pretrain", ["training.epochs=2", "training.steps=7"], method="declip").training
+    assert (both.steps, both.epochs) == (7, 2)

@@ -30,7 +30,7 @@ def lock(
             hardly move.
 
     Raises:
-        ClipxError: ``first_convolution`` of an image tower that has no convolution, or what is no truth value.
+        ClipxError: ``first_convolution`` of an image tower that has no convolution, or no truth value.
 
     Source: Zhai et al. 2022 (LiT) for the image tower; Dong et al. 2022 (FT-CLIP) and Chen et al. 2021 (MoCo
     v3) for the convolution.
