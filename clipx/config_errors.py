@@ -115,7 +115,7 @@ def _check_given(base: Any, given: Sequence[tuple[str, list[Any]]]) -> None:
     for key, values in given:
         default = default_of(base, key)
         for value in values:
-            wanted = _misfit(default, value)
+            wanted = misfit(default, value)
             if wanted:
                 hint = f"the default is {key}={default}"
                 if isinstance(default, dict):
@@ -239,7 +239,7 @@ def default_of(base: Any, key: str) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def _misfit(default: Any, value: Any) -> str | None:
+def misfit(default: Any, value: Any) -> str | None:
     """What was expected, where ``value`` cannot stand for ``default``."""
     if default is None or value is None or (isinstance(value, str) and ("${" in value or value == "???")):
         return None

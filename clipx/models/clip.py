@@ -170,8 +170,10 @@ class CLIP(nn.Module):
         """Put another logit scale in the place of the model's, also where that is a trained one.
 
         Raises:
-            ClipxError: it is not within the bounds that ``clamp_logit_scale`` keeps.
+            ClipxError: it is no number, or not within the bounds that ``clamp_logit_scale`` keeps.
         """
+        if isinstance(scale, bool) or not isinstance(scale, int | float):
+            raise ClipxError(f"logit_scale={scale} is no number", hint="logit_scale=100, or null")
         low, high = (bound if bound is None else math.exp(bound) for bound in self._scale_bounds)
         most = math.inf if high is None else high * (1 + 1e-6)  # the logarithm of 100 is rounded
         if not 0 < scale < math.inf or not (low or 0.0) <= scale <= most:

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from clipx.errors import ClipxError, did_you_mean
 from clipx.models.clip import MAX_LOG_SCALE
+from clipx.objectives.infonce import one_sided_info_nce
 from clipx.training.distributed import check_equal_rows, gather_rows, world
 from clipx.training.encoded import Encoded
 
@@ -67,33 +68,6 @@ def info_loob(
     )
     nearest = torch.logsumexp(others, 1).mean() / inverse_temperature
     return nearest - (anchors * positives).sum(-1).mean()
-
-
-def one_sided_info_nce(
-    anchors: Tensor,
-    positives: Tensor,
-    inverse_temperature: Tensor | float,
-    *,
-    candidates: Tensor | None = None,
-    offset: int = 0,
-) -> Tensor:
-    """Each anchor picks its positive among those of all: one of the two directions of InfoNCE.
-
-    Args:
-        anchors, positives, inverse_temperature, candidates, offset: as ``info_loob`` takes them.
-
-    Returns:
-        a scalar, 0 or more, not multiplied by tau.
-
-    Raises:
-        ClipxError: as ``info_loob``.
-
-    Source: van den Oord et al. 2018, equation 4; the ablation of Fürst et al. 2022.
-    """
-    candidates = positives if candidates is None else candidates
-    _check_candidates(candidates)
-    wanted = torch.arange(offset, offset + len(anchors), device=anchors.device)
-    return functional.cross_entropy(inverse_temperature * anchors @ candidates.T, wanted)
 
 
 CONTRASTS = {"info_loob": info_loob, "info_nce": one_sided_info_nce}

@@ -73,6 +73,38 @@ def info_nce(
     ) / 2
 
 
+def one_sided_info_nce(
+    anchors: Tensor,
+    positives: Tensor,
+    inverse_temperature: Tensor | float,
+    *,
+    candidates: Tensor | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """Each anchor picks its positive among those of all: one of the two directions of ``info_nce``.
+
+    Args:
+        anchors: ``[B, D]`` unit rows.
+        positives: ``[B, D]`` unit rows, row i that of anchor i.
+        inverse_temperature: > 0.
+        candidates: ``[M, D]`` to pick from, ``positives`` at rows ``offset`` to ``offset + B``; None:
+            ``positives``.
+        offset: of this process's rows among the candidates.
+
+    Returns:
+        a scalar, 0 or more.
+
+    Raises:
+        ClipxError: fewer than two candidates, or rows of different width.
+
+    Source: van den Oord et al. 2018, equation 4.
+    """
+    candidates = positives if candidates is None else candidates
+    check_candidates(anchors, candidates)
+    wanted = torch.arange(offset, offset + len(anchors), device=anchors.device)
+    return functional.cross_entropy(inverse_temperature * anchors @ candidates.T, wanted)
+
+
 def info_nce_across(
     image: Tensor,
     text: Tensor,

@@ -1,5 +1,6 @@
 """``clipx pretrain``: train a CLIP on image-caption pairs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,8 +28,12 @@ from clipx.training.module import TrainingModule
 
 def shifted(config: DictConfig) -> DictConfig:
     """The data of the test split: that of training, but for what ``evaluation.shift`` has otherwise."""
-    data = config.data.copy()
-    for key, value in (config.evaluation.shift or {}).items():
+    data, changes = config.data.copy(), config.evaluation.shift or {}
+    if not isinstance(changes, Mapping):
+        raise ClipxError(
+            f"evaluation.shift={changes} is no mapping", hint="'evaluation.shift={style: [sketch]}'"
+        )
+    for key, value in changes.items():
         if key not in data:
             raise ClipxError(
                 f"evaluation.shift: the data has no {key!r}", hint=did_you_mean(str(key), [*map(str, data)])

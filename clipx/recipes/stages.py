@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clipx import console
 from clipx.config import flat
+from clipx.config_errors import default_of, misfit
 from clipx.errors import ClipxError, did_you_mean
 from clipx.run import Run
 from clipx.training.checkpoints import written_whole
@@ -113,6 +114,11 @@ def _leaves(changes: Any) -> list[tuple[str, Any]]:
 def _set(stage: DictConfig, key: str, value: Any, number: int) -> None:
     if key == "stages" or key.startswith("stages."):
         raise ClipxError(f"stage {number} has stages of its own", hint="put them in one list")
+    before = default_of(stage, key)
+    if expected := misfit(before, value):
+        raise ClipxError(
+            f"stage {number}: {key}={value}: expected {expected}", hint=f"the run has {key}={before}"
+        )
     try:
         OmegaConf.update(stage, key, value)
     except OmegaConfBaseException as error:

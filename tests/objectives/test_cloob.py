@@ -7,8 +7,8 @@ import worlds
 from torch.nn import functional
 
 from clipx.errors import ClipxError
-from clipx.objectives.cloob import CLOOB, cloob, hopfield_retrieval, info_loob, one_sided_info_nce
-from clipx.objectives.infonce import info_nce
+from clipx.objectives.cloob import CLOOB, cloob, hopfield_retrieval, info_loob
+from clipx.objectives.infonce import info_nce, one_sided_info_nce
 
 
 def unit(rows):

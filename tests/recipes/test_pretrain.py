@@ -367,3 +367,12 @@ def test_a_warm_up_longer_than_a_fifth_of_the_run_is_shortened_aloud(capsys):
 def test_a_warm_up_that_is_not_said_is_clips_or_a_fifth_of_the_run(capsys):
     assert [training(steps=steps).warmup for steps in (448, 9_999, 100_000)] == [89, 1999, 2000]
     assert "warm-up" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "mistake", ["evaluation.shift=3", "evaluation.shift={colour:red}", "logit_scale=abc"]
+)
+def test_what_settings_without_a_type_cannot_be(run_with, mistake):
+    with pytest.raises(ClipxError) as caught:
+        run_with(*SCENES, mistake)
+    assert caught.value.hint

@@ -71,6 +71,7 @@ def test_a_stage_is_the_run_but_for_what_it_changes():
         ("[{training.step:3}]", "no 'training.step'", "training.steps"),
         ("[{},{optim.lrate:3}]", "stage 2", "optim.lr"),
         ("[3]", "stage 1 is 3", "stages="),
+        ("[{training.batch_size:abc}]", "batch_size=abc: expected", "batch_size=8"),
         ("[{stages:[{seed:1}]}]", "stages of its own", "one list"),
     ],
 )
