@@ -10,7 +10,7 @@ from clipx.training.encoded import Encoded
 class SecondView(nn.Module):
     """``one_sided_info_nce`` of images with their views and of captions with theirs, the mean of both.
 
-    Over the batches of all processes, in the space and at the temperature of images and captions, without heads.
+    Over the batches of all processes, in the space and at the temperature of the model, without heads.
 
     Source: the ``inmodal`` switch of RankCLIP's code.
     """
