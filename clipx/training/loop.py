@@ -22,6 +22,7 @@ from clipx.data.fields import TOKEN_FIELDS
 from clipx.errors import ClipxError
 from clipx.models.clip import CLIP
 from clipx.run import Interrupted, Run
+from clipx.training.background import CannotWrite, CheckpointWriter
 from clipx.training.checkpoints import Checkpoints
 from clipx.training.distributed import world
 from clipx.training.gradient_cache import ChunkEncoder, cached_backward, check_pooled, trained_batch_norm
@@ -151,8 +152,10 @@ class Trainer:
         compiled = torch.compile(stepped) if settings.compile else stepped
         self.wrapped, self.optimizer = self.accelerator.prepare(compiled, optimizer)
         self.checkpoints: Checkpoints | None = None
+        self._writer: CheckpointWriter | None = None
         if run.directory is not None:
             self.checkpoints = Checkpoints(run.directory / "checkpoints", settings.keep)
+            self._writer = CheckpointWriter(self.checkpoints)
         self.fitted = Fitted()
         self.positions: Positions = {}
         self._pending = False  # the evaluation of the last step
@@ -205,11 +208,11 @@ class Trainer:
         """
         steps, micro = self.settings.steps, self.settings.accumulate
         progress = TrainingProgress(steps, self.start, shown=self.accelerator.is_main_process)
-        with StopSignal() as stop, progress:
+        with StopSignal() as stop, progress, self._writing():
             if self._pending:
                 self._evaluate(progress, stop)
                 if not self._pending:
-                    self._save(True)
+                    self._save(True, last=True)
                 elif signum := stop.agreed(self.accelerator.device):
                     raise Interrupted(signum)
             if self.start < steps:
@@ -353,7 +356,10 @@ class Trainer:
         if self._pending:
             signum = stop.agreed(device)
         if saving or improved or signum:
-            self._save(evaluating and not self._pending)
+            self._save(evaluating and not self._pending, last=last or bool(signum))
+        elif self._writer is not None:
+            with self._told():
+                self._writer.check()
         if signum:
             raise Interrupted(signum)
 
@@ -384,6 +390,9 @@ class Trainer:
         return values
 
     def _diverged(self, what: str) -> ClipxError:
+        if self._writer is not None:
+            with contextlib.suppress(CannotWrite):
+                self._writer.wait()
         steps = self.checkpoints.steps() if self.checkpoints else []
         good = "there is no checkpoint yet"
         if steps and self.checkpoints:
@@ -440,11 +449,15 @@ class Trainer:
         if self._plain is not None:
             copy_whole(self.module, self._plain)
 
-    def _save(self, evaluated: bool) -> None:
+    def _save(self, evaluated: bool, *, last: bool) -> None:
         """Write a checkpoint; collective.
 
+        Args:
+            evaluated: the metrics at hand are of this step.
+            last: training ends here: it is on disk on return. Else it is written while training goes on.
+
         Raises:
-            ClipxError: it cannot be written, or a weight is not finite.
+            ClipxError: it, or the one before, cannot be written, or a weight is not finite.
         """
         fitted, done = self.fitted, self.fitted.steps
         tensors = self.module.state_dict()
@@ -453,7 +466,7 @@ class Trainer:
         tensors = whole(tensors, self.run.writes)
         optimizer = whole(self.optimizer.state_dict(), self.run.writes)
         ranks = gather_object([{"positions": self.positions, "bad": fitted.bad}])
-        if self.checkpoints is None or not self.run.writes:
+        if self._writer is None or not self.run.writes:
             return
         training: dict[str, Any] = {"optimizer": optimizer}
         if self.average is not None:
@@ -467,16 +480,29 @@ class Trainer:
             "pending": self._pending,
             "pairs": self.settings.batch_size * self.accelerator.num_processes,
         }
+        with self._told():
+            (self._writer.write_now if last else self._writer.write)(done, tensors, training, state)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within the block checkpoints may be written in the background; at its end they are on disk."""
+        with self._told(), self._writer or contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say as a user's error that a checkpoint could not be written, and what there is."""
         try:
-            self.checkpoints.save(done, tensors, training, state)
-        except OSError as error:
+            yield
+        except CannotWrite as failure:
+            assert self.checkpoints is not None
+            error, steps = failure.error, self.checkpoints.steps()
             full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-            steps = self.checkpoints.steps()
             kept = (
                 f"the checkpoint of step {steps[-1]} is whole" if steps else "there is no earlier checkpoint"
             )
             raise ClipxError(
-                f"the checkpoint of step {done} could not be written to {self.checkpoints.folder}: "
+                f"the checkpoint of step {failure.step} could not be written to {self.checkpoints.folder}: "
                 f"{error.strerror or error}; {kept}",
                 hint="free some space, then --resume the run" if full else "is the folder writable?",
             ) from error

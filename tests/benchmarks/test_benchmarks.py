@@ -102,6 +102,21 @@ def test_scaling(tmp_path):
     assert f"{rates['2'] / (2 * rates['1']):.2f}" in printed
 
 
+@pytest.mark.slow
+def test_checkpoints(tmp_path):
+    printed = run("checkpoints.py", "--json", tmp_path / "times.json")
+    found = json.loads((tmp_path / "times.json").read_text())
+    assert found["bytes"] > 11e6
+    assert {name: len(values) for name, values in found["seconds"].items()} == {
+        "at once": 2,
+        "in the background": 2,
+        "until it is on disk": 2,
+    }
+    behind, whole = found["seconds"]["in the background"], found["seconds"]["until it is on disk"]
+    assert all(a < b for a, b in zip(behind, whole, strict=True))
+    assert "training is held up" in printed
+
+
 def test_slices_count_only_whole_steps_inside_a_turn(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from slices import Contender, interleave
