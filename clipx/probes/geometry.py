@@ -135,6 +135,27 @@ def margins(images: Tensor, texts: Tensor, pairs: Tensor) -> Tensor:
     return paired_cosines(images, texts, pairs) - torch.cat(best)[pairs[:, 0]]
 
 
+def rank_agreement(images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """How alike the two halves of every pair rank the other pairs, Spearman's correlation, twice ``[P]``.
+
+    Args:
+        images: unit rows ``[M, D]``.
+        texts: unit rows ``[T, D]``.
+        pairs: int64 ``[P, 2]`` of (image, text).
+
+    Returns:
+        In-modal: the order in which the image ranks the other images against that in which its text ranks
+        their texts. Cross-modal: the order in which the image ranks the other texts against that in which its
+        text ranks the other images. Equal values share the mean of their ranks; 0 where a row has no order.
+
+    Source: Zhang et al. 2025, "RankCLIP", whose objective asks for these orders to agree.
+    """
+    image, text = images[pairs[:, 0]], texts[pairs[:, 1]]
+    cross = image @ text.T
+    in_modal = _rank_correlation(_off_diagonal(image @ image.T), _off_diagonal(text @ text.T))
+    return in_modal, _rank_correlation(_off_diagonal(cross), _off_diagonal(cross.T))
+
+
 def effective_rank(rows: Tensor) -> Tensor:
     """The number of directions that rows ``[N, D]`` use about their mean, a scalar in [1, min(N, D)].
 
@@ -151,6 +172,20 @@ def explained_variance(rows: Tensor) -> Tensor:
     """Share of the variance in the first 1, 2, ... principal directions of rows: ``[min(N, D)]``, up to 1."""
     variances = torch.linalg.svdvals(rows - rows.mean(0)).square()
     return variances.cumsum(0) / variances.sum().clamp_min(torch.finfo(variances.dtype).tiny)
+
+
+def _off_diagonal(square: Tensor) -> Tensor:
+    size = len(square)
+    return square[~torch.eye(size, dtype=torch.bool, device=square.device)].reshape(size, size - 1)
+
+
+def _rank_correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Spearman's correlation of each row of ``[P, N]`` with that of the other."""
+    from scipy.stats import rankdata
+
+    first, second = (torch.from_numpy(rankdata(each.cpu().numpy(), axis=1)).to(one) for each in (one, other))
+    first, second = first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)
+    return torch.cosine_similarity(first, second, dim=1)
 
 
 def _against(images: Tensor, texts: Tensor, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -25,6 +25,9 @@ from clipx.tasks.retrieval import retrieval
 RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1")
 """What a smaller gap must not cost."""
 
+_RANKED = 1000
+"""Pairs, evenly spread, whose orders are compared: sorting grows with their square."""
+
 _SEPARATES_AT = 1.0
 """C of the separating regression, scikit-learn's default, which the paper's code keeps."""
 
@@ -118,6 +121,8 @@ def gap_estimates(images: Tensor, texts: Tensor, pairs: Tensor, *, seed: int = 0
         pairs: int64 ``[P, 2]`` of (image, text) that belong together.
         seed: of the bootstrap intervals.
     """
+    ranked = pairs[_evenly(len(pairs), _RANKED)]
+    in_modal, cross_modal = geometry.rank_agreement(images, texts, ranked)
     return {
         "centroid_distance": _centroid_distance(images, texts, seed),
         "alignment": mean(geometry.alignment(images, texts, pairs).numpy(), seed=seed),
@@ -129,6 +134,8 @@ def gap_estimates(images: Tensor, texts: Tensor, pairs: Tensor, *, seed: int = 0
         "paired_cosine": mean(geometry.paired_cosines(images, texts, pairs).numpy(), seed=seed),
         "unpaired_cosine": _bare(geometry.unpaired_cosine(images, texts, pairs)),
         "margin": mean(geometry.margins(images, texts, pairs).numpy(), seed=seed),
+        "rank_agreement": mean(in_modal.numpy(), seed=seed),
+        "cross_rank_agreement": mean(cross_modal.numpy(), seed=seed),
     }
 
 

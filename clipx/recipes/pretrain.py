@@ -12,7 +12,7 @@ from clipx.data.loading import count_reasons
 from clipx.errors import ClipxError, did_you_mean
 from clipx.inference.evaluation import Evaluation
 from clipx.models.clip import CLIP
-from clipx.models.comparison import check_cosine
+from clipx.models.geometry import COSINE
 from clipx.models.loading import load
 from clipx.models.locking import lock
 from clipx.probes.modality_gap import gap_estimates, thinned
@@ -67,8 +67,12 @@ def trained(config: DictConfig, run: Run) -> dict[str, Any]:
 
     module = assembled(config)
     clip = module.clip
-    if config.evaluation.geometry:
-        check_cosine(clip.comparison, "evaluation.geometry", "evaluation.geometry=false")
+    geometry = config.evaluation.geometry and clip.comparison.kind == COSINE.kind
+    if config.evaluation.geometry and not geometry and run.writes:
+        console.warn(
+            f"the figures of evaluation.geometry are of cosines; this model compares by "
+            f"{clip.comparison.kind}: they are left out"
+        )
     check_fields(module.needs, batch_fields(source, config.semantics), part=" + ".join(module.objectives))
 
     validation = evaluation_of(config, config.data, "validation", config.evaluation.limit)
@@ -101,7 +105,7 @@ def trained(config: DictConfig, run: Run) -> dict[str, Any]:
     if not run.writes:
         return {}
     save_model(trainer.clip, run)
-    metrics = _measured(test, trainer.clip, geometry=config.evaluation.geometry)
+    metrics = _measured(test, trainer.clip, geometry=geometry)
     run.results(
         {
             **test.sizes,

@@ -86,3 +86,33 @@ def test_what_has_no_pairs_is_refused():
     for figure in (geometry.cross_uniformity, geometry.unpaired_cosine):
         with pytest.raises(ClipxError, match="every image belongs to every text"):
             figure(IMAGES, TEXTS, everything)
+
+
+def test_agreement_of_ranks_is_spearmans_of_each_row_without_its_own_entry():
+    from scipy.stats import spearmanr
+
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (
+        functional.normalize(torch.randn(12, 3, generator=generator, dtype=torch.float64), dim=1)
+        for _ in range(2)
+    )
+    texts[4] = texts[5]  # ties
+    pairs = torch.tensor([[0, 1], [3, 2], [3, 4], [7, 5], [9, 8], [11, 11]])
+    image, text = images[pairs[:, 0]], texts[pairs[:, 1]]
+    found = geometry.rank_agreement(images, texts, pairs)
+    squares = ((image @ image.T, text @ text.T), (image @ text.T, text @ image.T))
+    for values, (one, other) in zip(found, squares, strict=True):
+        for row in range(6):
+            kept = [column for column in range(6) if column != row]
+            expected = spearmanr(one[row, kept], other[row, kept]).statistic
+            assert float(values[row]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_agreement_of_ranks_at_its_ends():
+    generator = torch.Generator().manual_seed(0)
+    rows = functional.normalize(torch.randn(9, 4, generator=generator, dtype=torch.float64), dim=1)
+    pairs = torch.arange(9)[:, None].expand(9, 2)
+    for values in geometry.rank_agreement(rows, rows, pairs):
+        torch.testing.assert_close(values, torch.ones(9, dtype=torch.float64))
+    alike = torch.ones_like(rows) / 2
+    assert geometry.rank_agreement(rows, alike, pairs)[0].tolist() == [0] * 9

@@ -127,6 +127,13 @@ def test_how_images_and_texts_lie_is_measured_where_it_is_asked_for(run_with):
     assert metrics["paired_cosine"] == pytest.approx(float((image * text).sum(1).mean()), abs=1e-5)
 
 
+def test_a_model_that_compares_otherwise_goes_without_figures_of_cosines(run_with, capsys):
+    metrics, _ = run_with(*SCENES, "evaluation.geometry=true", "model.comparison={kind: euclidean-squared}")
+    assert "top1" in metrics
+    assert "alignment" not in metrics
+    assert "compares by euclidean-squared: they are left out" in capsys.readouterr().err
+
+
 def test_scenes_train_a_model_that_open_clip_loads_and_that_gives_the_same_features(run_with):
     metrics, run = run_with(*SCENES, "training.evaluate_every=2", "training.checkpoint_every=2")
     assert {"top1", "image_to_text_recall@1", "training_seconds", "images_per_second"} <= metrics.keys()
