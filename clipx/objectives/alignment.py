@@ -1,6 +1,7 @@
 """Alignment: pairs lie close together, and nothing is said about what does not belong together."""
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,12 @@ from clipx.training.encoded import Encoded
 
 FORMS = ("distance", "cosine")
 SIDES = ("image", "text")
+
+_LOOK_EVERY = 100
+"""Steps between looks at whether all embeddings have become one; the first look waits as long, since towers
+of random weights put all that they see into a narrow cone."""
+_COLLAPSED = 0.9
+"""Mean cosine of what does not belong together, above which they have."""
 
 
 def squared_distances(first: Tensor, second: Tensor) -> Tensor:
@@ -79,10 +86,14 @@ class Alignment(nn.Module):
         self.form = form
         self.exponent = 2.0 if exponent is None else exponent
         self.detach = detach
+        self._steps = 0
 
     def forward(self, encoded: Encoded) -> dict[str, Tensor]:
-        """``{"alignment": loss}`` of an encoded batch."""
+        """``{"alignment": loss}`` of an encoded batch; warns where all embeddings have become one."""
         image, text = encoded.image(), encoded.text()
+        self._steps += 1
+        if self._steps % _LOOK_EVERY == 0 and len(image) > 1:
+            _warn_of_collapse(image.detach(), text.detach())
         if self.detach == "image":
             image = image.detach()
         elif self.detach == "text":
@@ -90,3 +101,15 @@ class Alignment(nn.Module):
         if self.form == "cosine":
             return {"alignment": negative_pair_cosine(image, text)}
         return {"alignment": alignment(image, text, self.exponent)}
+
+
+def _warn_of_collapse(image: Tensor, text: Tensor) -> None:
+    count = len(image)
+    own = (image * text).sum()
+    mean = float((image.sum(0) @ text.sum(0) - own) / (count * (count - 1)))
+    if mean > _COLLAPSED:
+        warnings.warn(
+            f"images and texts that do not belong together have a mean cosine of {mean:.2f}: the embeddings "
+            "become one point; a smaller weight of alignment lets the contrast hold them apart",
+            stacklevel=3,
+        )

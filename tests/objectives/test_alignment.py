@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import torch
@@ -100,3 +101,16 @@ def test_mistakes_are_named():
     for exponent in (0, -1, math.nan, math.inf):
         with pytest.raises(ClipxError, match=f"exponent={exponent} must be above 0"):
             Alignment(exponent=exponent)
+
+
+def test_embeddings_that_become_one_are_warned_of_but_not_at_the_start():
+    close = unit([[1, 0.01, 0], [1, 0, 0.01], [1, 0.01, 0.01]])
+    objective = Alignment(form="cosine")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(99):
+            objective(Pairs(close, close))
+        for _ in range(100):
+            Alignment()(Pairs())
+    with pytest.warns(UserWarning, match=r"mean cosine of 1\.00: the embeddings become one point"):
+        objective(Pairs(close, close))
