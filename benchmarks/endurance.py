@@ -30,7 +30,7 @@ import forks
 from kills import OVERRIDES, PATIENCE, checkpoints, differences, reached, run_folder, tensors
 
 from clipx import console
-from clipx.run import read_status
+from clipx.runs import read_status
 
 AN_HOUR = 3600.0
 NOTICE = 30.0

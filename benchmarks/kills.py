@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipx import console
-from clipx.run import read_metrics, read_status
+from clipx.runs import read_metrics, read_status
 
 OVERRIDES = [
     "model=micro",

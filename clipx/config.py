@@ -429,7 +429,7 @@ def _model_choice(value: str, known: set[str], root: Path | None) -> str:
         return _registered(str(path.absolute()))
     is_run_name = re.fullmatch(r"(?:[\w.-]+/){0,2}(?:latest|v\d{4,})", value)
     if root is not None and (is_run_name or value.count("/") == 1):
-        from clipx.run import find_run
+        from clipx.runs import find_run
 
         try:
             return _registered(str(find_run(root, value, holding="model")))

@@ -5,47 +5,46 @@
         figures/  checkpoints/  model/
 
 A live run holds a lock on its ``.lock``; the kernel drops it however the process ends. So a status that says
-"running" beside a free lock is a run that was killed, and whoever reads it first puts the status right.
+"running" beside a free lock is a run that was killed, and whoever reads it first (``clipx.runs``) puts the
+status right.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import platform
-import re
 import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from clipx.console import finite
-from clipx.errors import ClipxError, did_you_mean
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from clipx.environment import environment
+from clipx.errors import ClipxError
+from clipx.files import (
+    append_line,
+    drop_partial_line,
+    explained,
+    hold,
+    json_text,
+    let_go,
+    read_json,
+    write_atomic,
+)
+from clipx.runs import VERSION, is_run, read_metrics, shown
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from omegaconf import DictConfig
-
-VERSION = re.compile(r"v(\d{4,})")
-KILLED = "killed: the process ended without a word"
 
 
 class Interrupted(BaseException):
@@ -131,7 +130,7 @@ class Run:
         if not is_main_process():
             return cls(None, writes=False)
         family = Path(root).expanduser().absolute() / command / method
-        with _explained(family):
+        with explained(family):
             family.mkdir(parents=True, exist_ok=True)
             directory = _claim(family)
         run = cls(directory)
@@ -140,8 +139,8 @@ class Run:
             run._write_status({"status": "running", "started": _now(), "ended": None, "seconds": 0.0})
             run._write("config.yaml", _yaml(config))
             run._write("command.txt", _command_line(argv) + "\n")
-            found = environment() if surroundings is None else surroundings
-            run._write("environment.json", _json({**found, "overrides": list(overrides)}))
+            found = environment(launched()) if surroundings is None else surroundings
+            run._write("environment.json", json_text({**found, "overrides": list(overrides)}))
         except BaseException:
             run.discard()
             raise
@@ -161,7 +160,7 @@ class Run:
             return cls(directory, resumed=True, writes=False)
         run = cls(directory, resumed=True)
         run._acquire()
-        status = _load_json(directory / "status.json")
+        status = read_json(directory / "status.json")
         if status.get("status") == "completed":
             run._release()
             raise ClipxError(
@@ -169,7 +168,7 @@ class Run:
             )
         run._write_status({**status, "status": "running", "ended": None, "error": None, "resumed": _now()})
         with run._guarded():
-            _drop_partial_line(directory / "metrics.jsonl")
+            drop_partial_line(directory / "metrics.jsonl")
             with (directory / "command.txt").open("a", encoding="utf-8") as file:
                 file.write(_command_line(argv) + "\n")
         return run
@@ -186,7 +185,7 @@ class Run:
         whole = self._whole.directory
         if whole is None or not self.resumed:
             return None
-        known = _load_json(whole / "environment.json").get("processes")
+        known = read_json(whole / "environment.json").get("processes")
         return known if isinstance(known, int) else None
 
     @property
@@ -228,13 +227,8 @@ class Run:
         if not self.writes:
             return
         record = finite({"step": int(step), **{name: _scalar(value) for name, value in scalars.items()}})
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         with self._guarded():
-            descriptor = os.open(self._file("metrics.jsonl"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(descriptor, line)
-            finally:
-                os.close(descriptor)
+            append_line(self._file("metrics.jsonl"), json.dumps(record, ensure_ascii=False))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, oldest first; a line cut off by a crash is left out."""
@@ -251,13 +245,13 @@ class Run:
 
     def read_results(self) -> dict[str, Any]:
         """What results.json holds; empty where there is none yet."""
-        return _load_json(self._file("results.json"))
+        return read_json(self._file("results.json"))
 
     def results(self, values: dict[str, Any]) -> None:
         """Merge ``values`` into results.json (the final metrics stand under ``metrics``)."""
         if self.writes:
-            known = _load_json(self._file("results.json"))
-            self._write("results.json", _json({**known, **values}))
+            known = read_json(self._file("results.json"))
+            self._write("results.json", json_text({**known, **values}))
 
     def write_text(self, name: str, text: str) -> None:
         """Write one file of the run atomically: readers see the old content or the new, never a part."""
@@ -269,7 +263,7 @@ class Run:
         """Record how the run ended and let go of it; "completed", "interrupted" or "failed"."""
         if self.writes and self._lock is not None:
             try:
-                known = _load_json(self._file("status.json"))
+                known = read_json(self._file("status.json"))
                 self._write_status({**known, "status": status, "ended": _now(), "error": error})
             finally:
                 self._release()
@@ -303,7 +297,7 @@ class Run:
 
     def _guarded(self) -> contextlib.AbstractContextManager[None]:
         assert self.directory is not None
-        return _explained(self.directory)
+        return explained(self.directory)
 
     def _write(self, name: str, text: str) -> None:
         with self._guarded():
@@ -326,12 +320,12 @@ class Run:
         target = self._file("status.json")
         with self._guarded():
             try:
-                write_atomic(target, _json(status))
+                write_atomic(target, json_text(status))
             except OSError:
                 # On a full disk the block that the old status occupies is still ours to fill.
                 if not target.exists():
                     raise
-                target.write_text(_json(status), encoding="utf-8")
+                target.write_text(json_text(status), encoding="utf-8")
 
     def _acquire(self) -> None:
         target = self._file(".lock")
@@ -345,7 +339,7 @@ class Run:
             self._lock = target.open("ab")  # no locks on this file system: the pid in the status must do
             return
         if lock is None:
-            pid = _load_json(self._file("status.json")).get("pid", "?")
+            pid = read_json(self._file("status.json")).get("pid", "?")
             raise Busy(
                 f"process {pid} is working on {self.directory}",
                 hint="wait for it, or stop it, and then resume",
@@ -358,286 +352,6 @@ class Run:
             self._lock = None
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a run's files say about it; ``status`` is running, completed, interrupted or failed."""
-
-    path: Path
-    command: str
-    method: str
-    version: str
-    status: str
-    started: str | None
-    ended: str | None
-    seconds: float | None
-    error: str | None
-    results: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.command}/{self.method}/{self.version}"
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        found = self.results.get("metrics")
-        return found if isinstance(found, dict) else {}
-
-    @property
-    def age(self) -> float | None:
-        """Seconds since the run began."""
-        if self.started is None:
-            return None
-        return (datetime.now(UTC) - datetime.fromisoformat(self.started)).total_seconds()
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path relative to the working directory where it lies below it, else as it is."""
-    relative = os.path.relpath(path)
-    return os.fspath(path) if relative.startswith("..") else relative
-
-
-def is_run(path: Path) -> bool:
-    """Whether ``path`` is the directory of a run."""
-    return (path / "config.yaml").is_file() and VERSION.fullmatch(path.name) is not None
-
-
-def summary(path: Path) -> Summary:
-    """Read one run's state, putting right the status of a run that was killed."""
-    status = read_status(path)
-    seconds = status.get("seconds")
-    if status["status"] == "running" and status.get("started"):
-        since = datetime.fromisoformat(status.get("resumed") or status["started"])
-        seconds = (seconds or 0.0) + (datetime.now(UTC) - since).total_seconds()
-    return Summary(
-        path=path,
-        command=path.parent.parent.name,
-        method=path.parent.name,
-        version=path.name,
-        status=status["status"],
-        started=status.get("started"),
-        ended=status.get("ended"),
-        seconds=seconds,
-        error=status.get("error"),
-        results=_load_json(path / "results.json"),
-    )
-
-
-def all_runs(root: Path, command: str | None = None, method: str | None = None) -> list[Summary]:
-    """Every run under ``root`` (of a command, of a method), the oldest first."""
-    found = [
-        summary(path)
-        for path in root.glob(f"{command or '*'}/{method or '*'}/v*")
-        if VERSION.fullmatch(path.name) and path.is_dir()
-    ]
-    return sorted(
-        found, key=lambda run: (run.started or "", run.command, run.method, len(run.version), run.version)
-    )
-
-
-def find_run(
-    root: Path,
-    reference: str,
-    *,
-    command: str | None = None,
-    method: str | None = None,
-    holding: str | None = None,
-) -> Path:
-    """The directory that a person means by ``v0003``, ``infonce/v0003``, ``pretrain/infonce/v0003``,
-    ``latest``, ``pretrain/latest``, ``pretrain/infonce`` (its latest) or a path.
-
-    Args:
-        root: the output root.
-        reference: as above.
-        command, method: where to look, when known.
-        holding: only runs with this folder, such as ``model``, count for ``latest``.
-
-    Raises:
-        ClipxError: no run fits, or several do.
-    """
-    direct = Path(reference).expanduser().absolute()
-    if is_run(direct):
-        return direct
-    runs = all_runs(root, command, method)
-    parts = [part for part in reference.strip("/").split("/") if part]
-    version = parts.pop() if parts and (parts[-1] == "latest" or VERSION.fullmatch(parts[-1])) else "latest"
-    fitting = [
-        run
-        for run in runs
-        if parts in ([], [run.command], [run.method], [run.command, run.method])
-        and (version in ("latest", run.version))
-        and (holding is None or (run.path / holding).is_dir())
-    ]
-    if not fitting:
-        hint = (
-            did_you_mean(reference, [run.name for run in runs])
-            if runs
-            else f"there are no runs in {root} yet"
-        )
-        raise ClipxError(f"no run {reference!r}" + (f" with a {holding}/" if holding else ""), hint=hint)
-    if len(fitting) > 1 and version != "latest":
-        raise ClipxError(
-            f"{reference!r} could be several runs",
-            hint="say which: " + ", ".join(run.name for run in fitting),
-        )
-    return fitting[-1].path
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """The status of the run at ``path``, with a killed run recognised and its status.json mended."""
-    status = _load_json(path / "status.json")
-    if status.get("status") not in (None, "running"):
-        return status
-    try:
-        lock = _try_lock(path / ".lock", "rb")
-    except FileNotFoundError:  # being born, or stillborn
-        return {**status, "status": "interrupted"}
-    except OSError:  # no locks here, or not for us to open
-        return _mend(path, status) if _is_dead(status) else {"status": "running", **status}
-    if lock is None:
-        return {"status": "running", **status}
-    with lock:
-        # It may have ended between our reading and our locking.
-        status = _load_json(path / "status.json")
-        if status.get("status") == "running":
-            return _mend(path, status)
-        return {"status": "interrupted", **status}
-
-
-def overrides_of(path: Path) -> list[str]:
-    """What the user changed when the run at ``path`` began, as Hydra takes it."""
-    found = _load_json(path / "environment.json").get("overrides")
-    return [str(each) for each in found] if isinstance(found, list) else []
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl, oldest first; a line cut off by a crash is left out."""
-    try:
-        lines = (path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
-
-
-def environment() -> dict[str, Any]:
-    """What a result may depend on: versions, platform, git commit of the working directory, cores."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    packages = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            packages[name] = version(name)
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "host": socket.gethostname(),
-        "cpu_count": os.cpu_count(),
-        "processes": launched(),
-        "directory": os.getcwd(),
-        "executable": sys.executable,
-        "packages": packages,
-        "git": _git_state(),
-        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-    }
-
-
-def hold(path: Path) -> IO[bytes] | None:
-    """Lock the file at ``path``, made where missing, until ``let_go`` or the end of this process.
-
-    Returns:
-        The open file that holds the lock; None where another process holds it.
-
-    Raises:
-        OSError: the file cannot be opened, or its file system has no locks.
-    """
-    lock = _try_lock(path, "ab")
-    if lock is not None:
-        _held.add(lock)
-    return lock
-
-
-def let_go(lock: IO[bytes]) -> None:
-    """Drop a lock that ``hold`` gave."""
-    _held.discard(lock)
-    lock.close()
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` so that a crash leaves the old content or the new, and nothing else.
-
-    Raises:
-        OSError: as the file system says.
-    """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def write_problem(error: OSError, folder: Path) -> ClipxError:
-    """A file-system error as the user's problem: which folder, and what to do."""
-    reason = error.strerror or type(error).__name__
-    return ClipxError(
-        f"cannot write to {folder}: {reason}",
-        hint="free some space there, or choose another folder with --output-root DIR (or CLIPX_OUTPUTS)",
-    )
-
-
-_PACKAGES = [
-    "clipx",
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "timm",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "hydra-core",
-    "omegaconf",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "pillow",
-    "pyarrow",
-    "safetensors",
-    "webdataset",
-    "matplotlib",
-]
-_VARIABLES = [
-    "CUDA_VISIBLE_DEVICES",
-    "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY",
-    "PYTHONHASHSEED",
-    "SLURM_JOB_ID",
-    "WORLD_SIZE",
-]
-_held: set[IO[bytes]] = set()
-_UMASK = os.umask(0)
-os.umask(_UMASK)
-
-
-def _forget_locks() -> None:
-    for lock in _held:
-        lock.close()
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    # A forked worker that outlives a killed run must not keep its lock.
-    os.register_at_fork(after_in_child=_forget_locks)
-
-
 def _claim(family: Path) -> Path:
     taken = [int(match[1]) for entry in os.listdir(family) if (match := VERSION.fullmatch(entry))]
     number = max(taken, default=0) + 1
@@ -648,71 +362,6 @@ def _claim(family: Path) -> Path:
             return directory
         except FileExistsError:  # another start was quicker
             number += 1
-
-
-def _try_lock(path: Path, mode: str) -> IO[bytes] | None:
-    """An open file that holds the lock; None where another process holds it.
-
-    Raises:
-        OSError: the file cannot be opened, or its file system has no locks.
-    """
-    if fcntl is None:
-        raise OSError(errno.ENOTSUP, "no file locks")
-    file: IO[bytes] = open(path, mode)  # noqa: SIM115 - it stays open for as long as the lock is held
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
-def _mend(path: Path, status: dict[str, Any]) -> dict[str, Any]:
-    last = max((entry.stat().st_mtime for entry in path.iterdir()), default=time.time())
-    mended = {**status, "status": "interrupted", "error": KILLED}
-    mended["ended"] = datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds")
-    if status.get("started"):
-        since = datetime.fromisoformat(status.get("resumed") or status["started"])
-        lived = (datetime.fromisoformat(mended["ended"]) - since).total_seconds()
-        mended["seconds"] = round((status.get("seconds") or 0.0) + max(lived, 0.0), 3)
-    with contextlib.suppress(OSError):  # another user's run, or a full disk: report it rightly all the same
-        write_atomic(path / "status.json", _json(mended))
-    return mended
-
-
-def _is_dead(status: dict[str, Any]) -> bool:
-    """Whether the process that a status names is gone; of another machine's processes nothing is known."""
-    import psutil
-
-    return status.get("host") == socket.gethostname() and not psutil.pid_exists(int(status.get("pid") or -1))
-
-
-@contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise write_problem(error, folder) from error
-
-
-def _drop_partial_line(path: Path) -> None:
-    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
 
 
 def _yaml(config: DictConfig | dict[str, Any]) -> str:
@@ -731,17 +380,3 @@ def _scalar(value: Any) -> Any:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _git_state() -> dict[str, Any] | None:
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
-        return None
-    return {"commit": commit, "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}

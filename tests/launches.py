@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import forks
 
-from clipx.run import read_metrics, read_status
+from clipx.runs import read_metrics, read_status
 
 SMALL = ["model=micro", "data.size=64", "data.validation_size=16", "data.test_size=16", "data.image_size=32"]
 SMALL += ["training.batch_size=8", "training.log_every=1", "loader.workers=0", "training.warmup=0"]

@@ -15,7 +15,8 @@ import yaml
 
 from clipx import cli, console
 from clipx.errors import ClipxError
-from clipx.run import Interrupted, Run, read_status
+from clipx.run import Interrupted, Run
+from clipx.runs import read_status
 
 
 def stub(config, run):

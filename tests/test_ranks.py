@@ -16,7 +16,7 @@ from test_cli import clipx, home, stub
 from clipx import ranks
 from clipx.commands.recipe import Options, execute
 from clipx.errors import ClipxError
-from clipx.run import read_metrics, read_status
+from clipx.runs import read_metrics, read_status
 
 __all__ = ["clipx", "home"]
 HERE = Path(__file__).parent

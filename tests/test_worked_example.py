@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from clipx import cli, console
-from clipx.run import find_run, read_metrics
+from clipx.runs import find_run, read_metrics
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 SMALL = [

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from clipx import config, console, launch
 from clipx.commands.recipe import Options, carry_out
 from clipx.errors import ClipxError
-from clipx.run import Run, all_runs, find_run, output_root, shown
+from clipx.run import Run, output_root
+from clipx.runs import all_runs, find_run, shown
 from clipx.suites.cells import Cell, cells_of, digest_of
 from clipx.suites.index import CellIndex, Entry
 from clipx.suites.plan import recalled, remember, unfinished

@@ -20,16 +20,9 @@ from clipx import config, config_errors, console, launch, ranks
 from clipx.cli import TOGETHER
 from clipx.commands import resume
 from clipx.errors import ClipxError
-from clipx.run import (
-    Interrupted,
-    Run,
-    is_main_process,
-    launched,
-    output_root,
-    shown,
-    summary,
-    write_problem,
-)
+from clipx.files import write_problem
+from clipx.run import Interrupted, Run, is_main_process, launched, output_root
+from clipx.runs import shown, summary
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

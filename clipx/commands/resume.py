@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from clipx import config, config_errors, console
 from clipx.errors import ClipxError
-from clipx.run import (
-    Busy,
-    Run,
-    all_runs,
-    find_run,
-    is_main_process,
-    launched,
-    overrides_of,
-    read_status,
-)
+from clipx.run import Busy, Run, is_main_process, launched
+from clipx.runs import all_runs, find_run, overrides_of, read_status
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

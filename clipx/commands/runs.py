@@ -7,7 +7,7 @@ from typing import Any
 
 from clipx import config, console
 from clipx.commands.recipe import key_metric
-from clipx.run import Summary, all_runs, find_run, read_metrics, summary
+from clipx.runs import Summary, all_runs, find_run, read_metrics, summary
 
 
 def listing(root: Path, as_json: bool) -> None:

@@ -52,7 +52,8 @@ from clipx.recipes.frozen import (
 from clipx.recipes.parts import open_source
 from clipx.recipes.sharing import kept
 from clipx.reports.tables import METRIC_COLUMNS, csv_text, markdown, metric_rows
-from clipx.run import Run, find_run, launched
+from clipx.run import Run, launched
+from clipx.runs import find_run
 from clipx.tasks.classification import Outcomes, accuracy, join, per_class
 from clipx.tasks.groups import group_accuracy, per_group
 from clipx.tasks.intervals import Estimate, flatten, mean_over_seeds, paired_difference

@@ -16,11 +16,13 @@ from omegaconf import OmegaConf
 
 from clipx import config, console, launch
 from clipx.commands.recipe import Options, perform
+from clipx.environment import environment
 from clipx.errors import ClipxError
+from clipx.files import write_problem
 from clipx.machine import cores
 from clipx.recipes.processes import MOST, side_by_side
 from clipx.recipes.sharing import Shared, shared
-from clipx.run import Interrupted, Run, environment, write_problem
+from clipx.run import Interrupted, Run, launched
 from clipx.suites.cells import Cell
 from clipx.suites.index import CellIndex, Entry
 from clipx.suites.memory import PeakMemory
@@ -169,7 +171,7 @@ def compute(work: Work, teller: Teller | None = None) -> int:
         How many cells were computed here.
     """
     index, computed, waiting = CellIndex(work.root), 0, list(work.cells)
-    surroundings = environment()
+    surroundings = environment(launched())
     config.import_from(work.config_dir)
     finished = 0
     with shared() as things:

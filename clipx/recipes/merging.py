@@ -28,7 +28,8 @@ from clipx.models.loading import load
 from clipx.reports import figures
 from clipx.reports.tables import csv_text
 from clipx.reports.weight_curve import weight_curve as draw
-from clipx.run import Run, find_run
+from clipx.run import Run
+from clipx.runs import find_run
 from clipx.tasks.intervals import Estimate
 
 VALIDATION = "validation"

@@ -23,7 +23,8 @@ from clipx.recipes.frozen import check_skipped, encoded, load_pretrained, report
 from clipx.recipes.parts import open_source
 from clipx.recipes.sharing import kept
 from clipx.reports.tables import METRIC_COLUMNS, markdown, metric_rows
-from clipx.run import Run, find_run
+from clipx.run import Run
+from clipx.runs import find_run
 from clipx.tasks.classification import Outcomes, accuracy, per_class
 from clipx.tasks.intervals import Estimate, flatten
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from clipx.console import duration
+from clipx.files import write_atomic, write_problem
 from clipx.reports import tidy
 from clipx.reports.suite import Report, SuiteTable
 from clipx.reports.tables import markdown
-from clipx.run import write_atomic, write_problem
 
 RECORD = "claims.json"
 COLUMNS = ("method", "claim", "baseline", "method's", "difference", "95% interval", "verdict")

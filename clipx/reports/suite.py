@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from clipx.errors import ClipxError
+from clipx.files import write_problem
 from clipx.reports import tidy
 from clipx.reports.drawings import drawings
 from clipx.reports.figures import save
@@ -21,7 +22,6 @@ from clipx.reports.suite_markdown import summary_markdown
 from clipx.reports.suite_terminal import terminal_table
 from clipx.reports.summary import summarise
 from clipx.reports.svg import inline_svg
-from clipx.run import write_problem
 
 Value = str | int | float | None
 """A value of an axis; None where a cell has none of it."""

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from clipx.run import hold, is_run, let_go, read_status, write_atomic, write_problem
+from clipx.files import hold, let_go, write_atomic, write_problem
+from clipx.runs import is_run, read_status
 
 State = Literal["running", "completed", "failed"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from clipx.run import write_atomic
+from clipx.files import write_atomic
 from clipx.suites.cells import Cell
 from clipx.suites.index import CellIndex
 

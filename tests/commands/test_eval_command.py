@@ -16,7 +16,7 @@ import stubbed
 import yaml
 
 from clipx import cli, console
-from clipx.run import all_runs, read_status
+from clipx.runs import all_runs, read_status
 
 GRID = ["method=[tip-adapter,gda]", "shots=[1,4]", "seed=3"]
 MORE = ["method=[tip-adapter,gda]", "shots=[1,4]", "seed=[1,2]"]

@@ -13,7 +13,8 @@ from test_cli import clipx, home, stub
 from clipx.commands import resume
 from clipx.config import compose, resolve
 from clipx.errors import ClipxError
-from clipx.run import Run, read_status
+from clipx.run import Run
+from clipx.runs import read_status
 
 __all__ = ["clipx", "home"]
 FAMILY = Path("outputs/pretrain/infonce")
