@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
+_LISTED = 8
+"""Names that are given before the others are counted."""
+
 _quiet = False
 _heard = True
 
@@ -103,6 +106,12 @@ def duration(seconds: float | None) -> str:
         return f"{minutes}m {rest:02d}s"
     days, hours_left = divmod(hours, 24)
     return f"{days}d {hours_left:02d}h" if days else f"{hours}h {minutes_left:02d}m"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names and how many more there are: ``ant, bee and 40 more``."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Iterable[str] = ()) -> None:

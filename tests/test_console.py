@@ -35,6 +35,13 @@ def test_a_table_on_a_terminal_is_drawn_and_takes_brackets_as_text(monkeypatch):
     assert "─" in screen.getvalue()
 
 
+def test_many_names_are_counted():
+    names = list("abcdefghij")
+    assert console.listed(names) == "a, b, c, d, e, f, g, h and 2 more"
+    assert console.listed(names[:8]) == "a, b, c, d, e, f, g, h"
+    assert console.listed([]) == ""
+
+
 def test_intervals_stand_beside_their_metric(capsys):
     console.metrics_table({"top1": 0.91234, "top1_ci": 0.0123, "lonely_ci": 1.0, "n": 3})
     assert capsys.readouterr().out.splitlines() == [

@@ -121,6 +121,13 @@ def learnt(adapter: Any) -> dict[str, Any]:
     }
 
 
+def learnt_values(adapter: Any) -> dict[str, Any]:
+    """What ``fit`` left that is a number or a word, such as hyperparameters that it searched."""
+    return {
+        name: value for name, value in learnt(adapter).items() if isinstance(value, bool | int | float | str)
+    }
+
+
 def copy(adapter: Any) -> Any:
     """A new adapter with the same hyperparameters, not fitted."""
     return type(adapter)(**arguments(adapter))

@@ -71,7 +71,7 @@ def build_objectives(
     for name, node in config.items():
         options: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
         weights[str(name)] = _weight(str(name), options.pop("weight", 1.0))
-        known = _parameters(options.get("_target_"))
+        known = parameters_of(options)
         extras = {key: make() for key, make in (given or {}).items() if key in known}
         objectives[str(name)] = build(OmegaConf.create(options), **extras)
     return objectives, weights
@@ -86,13 +86,22 @@ def _weight(name: str, weight: Any) -> float:
     return float(weight)
 
 
-def _parameters(target: Any) -> set[str]:
+def target_of(node: Mapping[Any, Any]) -> Any:
+    """The class or function that a node's ``_target_`` names; None where there is no such thing."""
     from hydra.utils import get_object
 
     try:
-        return set(inspect.signature(get_object(str(target))).parameters)
+        return get_object(str(node["_target_"]))
     except Exception:
-        return set()  # building it says what is wrong
+        return None  # building it says what is wrong
+
+
+def parameters_of(node: Mapping[Any, Any]) -> set[str]:
+    """The names of the arguments that a node's target has; none where there is no such target."""
+    try:
+        return set(inspect.signature(target_of(node)).parameters)
+    except (TypeError, ValueError):  # not callable, or built in
+        return set()
 
 
 def build_optimizer(config: DictConfig, module: TrainingModule) -> torch.optim.Optimizer:

@@ -254,9 +254,9 @@ def class_columns(names: Sequence[str], wanted: Sequence[str], what: str) -> lis
         places.setdefault(name.casefold(), []).append(place)
     strange = [name for name in wanted if name.casefold() not in places]
     if strange or not wanted:
-        listed = ", ".join(strange[:8]) + (f" and {len(strange) - 8} more" if len(strange) > 8 else "")
+        listed = console.listed(strange) or "none at all"
         raise ClipxError(
-            f"shifts.{what} has classes that the data does not have: {listed or 'none at all'}",
+            f"shifts.{what} has classes that the data does not have: {listed}",
             hint=f"the same names: shifts.{what}.class_names=...; images of other classes go to outside",
         )
     return [places[name.casefold()] for name in wanted]
