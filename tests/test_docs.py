@@ -72,6 +72,7 @@ def _runs(outputs: Path) -> None:
     for command, method, times in (
         ("pretrain", "infonce", 2),
         ("pretrain", "decoupled", 1),
+        ("pretrain", "improved-baselines", 1),
         ("pretrain", "llip", 1),
         ("pretrain", "sharedclip", 1),
         ("adapt", "tip-adapter", 1),

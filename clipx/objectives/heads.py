@@ -1,4 +1,4 @@
-"""Heads that objectives learn beside a CLIP and drop after training: projectors and predictors."""
+"""Heads that objectives learn beside a CLIP, most for training alone: projectors and predictors."""
 
 import itertools
 from collections.abc import Sequence

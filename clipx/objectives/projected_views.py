@@ -12,6 +12,7 @@ from clipx.errors import ClipxError
 from clipx.models.clip import CLIP, MAX_LOG_SCALE
 from clipx.models.stochastic import blocks_of, dropping
 from clipx.objectives.heads import mlp
+from clipx.objectives.kept_heads import KeptHeads
 from clipx.objectives.multi_view import check_views, view_grid
 from clipx.training.encoded import Encoded
 
@@ -42,6 +43,7 @@ class ProjectedViews(nn.Module):
     What strong changes blur need not be what the embeddings blur: the heads stand between. They take what a
     tower gives before it becomes a unit row, which every tower has; in the published models they stand beside
     the linear map to the embedding, not behind it. Other objectives find the views as ``projected_views``.
+    After training they are kept, for ``clipx.inference.score_ensemble``.
     A text tower that drops a part of what passes it is not the one that a gradient cache would ask.
 
     Args:
@@ -90,11 +92,18 @@ class ProjectedViews(nn.Module):
             blocks_of(clip)
         self.images, self.texts = tuple(images), tuple(texts)
         self.needs = self.unnormalised = (*self.images, *self.texts)
-        widths = [int(clip.model_cfg["embed_dim"]), hidden, hidden, width]
-        self.image_head, self.text_head = mlp(widths), mlp(widths)
+        self.widths = (int(clip.model_cfg["embed_dim"]), hidden, hidden, width)
+        self.image_head, self.text_head = mlp(self.widths), mlp(self.widths)
         self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
         self.label_smoothing = label_smoothing
         self.text_dropout, self.text_drop_path = text_dropout, text_drop_path
+
+    @property
+    def kept(self) -> KeptHeads:
+        """The heads and their inverse temperature as they are, in [1, 100], for use after training."""
+        # The last step may have left the scale outside the bounds that the next one would have put it in.
+        scale = float(self.log_scale.detach().clamp(0.0, MAX_LOG_SCALE).exp())
+        return KeptHeads(self.image_head, self.text_head, self.widths, scale)
 
     def prepare(self, encoded: Encoded) -> None:
         """Put the views through the towers and the heads, before any objective asks for them."""

@@ -14,6 +14,7 @@ from clipx.data.loading import is_stream
 from clipx.errors import ClipxError
 from clipx.models.clip import CLIP
 from clipx.models.layers import distances_from_top
+from clipx.objectives.kept_heads import save_heads
 from clipx.recipes.sharing import kept
 from clipx.run import Run
 from clipx.training.checkpoints import written_whole
@@ -139,14 +140,23 @@ def check_learning_rate(lr: Any) -> None:
         raise ClipxError(f"optim.lr={lr} trains nothing: it must be above 0", hint="optim.lr=1e-4")
 
 
-def save_model(clip: CLIP, run: Run) -> None:
+def save_model(clip: CLIP, run: Run, objectives: torch.nn.ModuleDict | None = None) -> None:
     """Write the run's ``model/``, whole or not at all; one from an earlier start of the run is replaced.
+
+    Args:
+        clip: the model.
+        run: where to.
+        objectives: by name, that it was trained with: the heads that one gives as ``kept`` are written too.
 
     Raises:
         OSError: it could not be written.
     """
+    trained = {} if objectives is None else dict(objectives.items())
+    heads: dict[str, Any] = {name: each.kept for name, each in trained.items() if hasattr(each, "kept")}
     with written_whole(run.path() / "model") as folder:
         clip.save(folder)
+        if heads:
+            save_heads(folder, heads)
 
 
 def tracked_settings(config: DictConfig) -> dict[str, Any]:

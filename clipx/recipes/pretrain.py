@@ -104,7 +104,7 @@ def trained(config: DictConfig, run: Run) -> dict[str, Any]:
     accelerator.end_training()
     if not run.writes:
         return {}
-    save_model(trainer.clip, run)
+    save_model(trainer.clip, run, trainer.trained.objectives)
     metrics = _measured(test, trainer.clip, geometry=geometry)
     run.results(
         {

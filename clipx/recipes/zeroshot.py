@@ -17,8 +17,10 @@ from clipx.errors import BadSample, ClipxError, did_you_mean, kind_of
 from clipx.features.encode import FeatureSet
 from clipx.inference.adapted import FOLDER, Adapted, describe, load_adapted
 from clipx.inference.evaluation import class_outcomes, retrieval_estimates
+from clipx.inference.score_ensemble import ensemble
 from clipx.inference.zero_shot import compare, embed_images
 from clipx.models.clip import CLIP
+from clipx.recipes.ensembling import heads_of, report_weights
 from clipx.recipes.frozen import check_skipped, encoded, load_pretrained, report_classes, templates_of
 from clipx.recipes.parts import open_source
 from clipx.recipes.sharing import kept
@@ -35,8 +37,11 @@ def main(config: DictConfig, run: Run) -> dict[str, float]:
     """Measure the model on a split, or rank labels for ``image=``; returns metrics, or probabilities."""
     if not run.writes:
         return {}
+    heads = heads_of(config) if "ensemble" in config else None
     adapted = None if config.adapter is None else _open_adapter(config, run)
     clip = load_pretrained(config.model, config.device) if adapted is None else adapted.clip
+    if heads is not None:
+        clip = ensemble(clip, heads, config.ensemble.weight)
     if config.image is not None:
         return _rank_labels(clip, adapted, config, run)
     return _measure(clip, adapted, config, run)
@@ -83,12 +88,12 @@ def _measure(clip: CLIP, adapted: Adapted | None, config: DictConfig, run: Run) 
             hint="classification needs labels and two classes or more, retrieval needs captions",
         )
     estimates: dict[str, Estimate] = {}
+    classifier = None
     if "classification" in chosen:
         if adapted is None:
-            templates, title = templates_of(config, source), f"{clip.name}: zero-shot"
-            seen = class_outcomes(
-                clip, features.image, features.labels, _class_vectors(clip, names, templates, config)
-            )
+            templates, title = templates_of(config, source), f"{clip.name}: {config.method}"
+            classifier = _class_vectors(clip, names, templates, config)
+            seen = class_outcomes(clip, features.image, features.labels, classifier)
         else:
             ours = _over(adapted, names, config)
             templates, title = ours.templates, f"{clip.name}: {config.adapter}"
@@ -108,7 +113,11 @@ def _measure(clip: CLIP, adapted: Adapted | None, config: DictConfig, run: Run) 
             "intervals": {name: [each.low, each.high] for name, each in estimates.items()},
         }
     )
-    run.write_text("table.md", markdown(METRIC_COLUMNS, metric_rows(estimates), right=METRIC_COLUMNS[1:]))
+    table = markdown(METRIC_COLUMNS, metric_rows(estimates), right=METRIC_COLUMNS[1:])
+    if "ensemble" in config:
+        retrieve = "retrieval" in chosen
+        table += "\n" + report_weights(clip, features, classifier, config, run, retrieve=retrieve)
+    run.write_text("table.md", table)
     run.next = [
         "clipx zeroshot data=folder data.root=PHOTOS",
         "clipx zeroshot image=PHOTO.jpg 'labels=[cat, dog]'",

@@ -5,7 +5,8 @@
 ``metric`` of the method is to be above that of ``over`` by ``margin``; with ``below`` in the place of
 ``over`` it is to be below it by as much; or, over ``chance``, at least ``factor`` times what guessing gives.
 ``budget`` holds the settings that grow with the budget, ``vary`` the key that tells repetitions apart
-(``seed``); every other key is an override of both sides.
+(``seed``), ``given`` the keys that only the user can give, such as the ``model`` of a run: the claims of all
+cards go without one that lacks them. Every other key is an override of both sides.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from clipx.suites.cells import Draft, drafts_of
 from clipx.suites.grid import Grid, override_text
 
 CHANCE = "chance"
-_OWN = {"metric", "over", "below", "margin", "factor", "budget", "vary"}
+_OWN = {"metric", "over", "below", "margin", "factor", "budget", "vary", "given"}
 
 Verdict = Literal["holds", "does not hold", "inconclusive"]
 
@@ -44,6 +45,7 @@ class Claim:
         settings: overrides of both sides.
         budget: overrides of both sides that grow with the budget.
         vary: key whose values are the repetitions.
+        given: keys that the user has to give.
     """
 
     command: str
@@ -56,6 +58,7 @@ class Claim:
     budget: dict[str, int | float]
     vary: str
     lower: bool = False
+    given: tuple[str, ...] = ()
 
     @property
     def statement(self) -> str:
@@ -147,17 +150,26 @@ def claim_of(card: Card) -> Claim | None:
         settings={str(key): value for key, value in given.items() if key not in _OWN},
         budget=dict(given.get("budget") or {}),
         vary=str(given.get("vary", "seed")),
+        given=tuple(str(key) for key in given.get("given") or ()),
     )
 
 
-def claims_of(cards: Sequence[Card], wanted: Sequence[str] | None) -> list[Claim]:
+def claims_of(
+    cards: Sequence[Card], wanted: Sequence[str] | None, typed: Collection[str] = ()
+) -> list[Claim]:
     """The claims of the cards with these names (``gda``, ``adapt/gda``), or of all that have one.
+
+    Args:
+        cards: whose claims.
+        wanted: names; None for all whose claim asks the user for no other keys than ``typed``.
+        typed: keys that the user has given.
 
     Raises:
         ClipxError: there is no such card, one claims nothing, or a claim is not what it should be.
     """
     if wanted is None:
-        return [claim for card in cards if (claim := claim_of(card)) is not None]
+        claims = [claim for card in cards if (claim := claim_of(card)) is not None]
+        return [claim for claim in claims if {*claim.given} <= {*typed}]
     found = []
     for name in wanted:
         own = [card for card in cards if name in (card.name, f"{card.command}/{card.name}")]

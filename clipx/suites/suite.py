@@ -181,7 +181,8 @@ def _suite_of_claims(
     if not isinstance(repetitions, int) or repetitions < 2:
         raise ClipxError(f"claims.repetitions={repetitions} gives no interval", hint="claims.repetitions=3")
     budget = budget_of(node.budget)
-    found = claims_of(cards.list_cards(config.conf_dirs(config_dir)), named if named != ("all",) else None)
+    wanted = named if named != ("all",) else None
+    found = claims_of(cards.list_cards(config.conf_dirs(config_dir)), wanted, [_key(each) for each in rest])
     return Suite(
         command="",
         grid=Grid({}, tuple(each for each in rest if _key(each) != "method")),

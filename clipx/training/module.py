@@ -26,9 +26,9 @@ class TrainingModule(nn.Module):
             with ``after_step(clip, progress)``, such as that of a tower that follows another, is called after
             every optimizer step; one that takes fields as they are, not embedded, names them among its needs
             and as ``raw``; one that makes embeddings of its own, which others need, names them as ``gives``
-            and puts them there in ``prepare(encoded)``. One that asks
-            the model how it compares says ``any_comparison = True``; any other takes rows to be unit rows,
-            and goes with the cosine alone.
+            and puts them there in ``prepare(encoded)``; one whose heads are of use after training gives them
+            as ``kept``, and they are saved beside the model. One that asks the model how it compares says
+            ``any_comparison = True``; any other takes rows to be unit rows, and goes with the cosine alone.
         weights: name -> factor of its terms in the sum, 1 where missing.
 
     Raises:

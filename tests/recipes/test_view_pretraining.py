@@ -56,4 +56,4 @@ def test_weak_and_strong_views_and_a_shifted_test(tmp_path):
     )
     known = {name for record in run.metrics() for name in record}
     assert {"infonce", "projected", "projected_scale"} <= known
-    assert (run.directory / "model").is_dir()
+    assert (run.directory / "model" / "heads.safetensors").is_file()

@@ -44,6 +44,22 @@ def test_a_claim_is_read_from_its_card():
     assert claim_of(card({"metric": "ece", "below": "x", "margin": -0.1})).statement == "ece <= x + 0.1"
 
 
+def test_a_claim_about_what_only_the_user_has_is_put_to_the_test_where_it_is_given():
+    asking = card({"metric": "top1", "over": "chance", "factor": 2, "given": ["model"]}, name="asking")
+    plain = card({"metric": "top1", "over": "chance", "factor": 2}, name="plain")
+    assert claim_of(asking).given == ("model",)
+    assert claim_of(asking).settings == {}
+    assert [each.method for each in claims_of([asking, plain], None)] == ["plain"]
+    assert [each.method for each in claims_of([asking, plain], None, ["model"])] == ["asking", "plain"]
+    assert [each.method for each in claims_of([asking, plain], ["asking"])] == ["asking"]
+
+
+def test_a_suite_of_all_claims_knows_what_the_user_has_given(tmp_path):
+    for overrides, found in (((), False), ((f"model={tmp_path}",), True)):
+        suite = open_suite(["suite=claims", *overrides])
+        assert ("score-ensemble" in {claim.method for claim in suite.claims}) == found
+
+
 WRONG = [
     {"metric": "top1", "over": "zero-shot"},
     {"metric": "top1", "over": "zero-shot", "factor": 5},
