@@ -24,24 +24,55 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` so that a crash leaves the old content or the new, and nothing else.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file to fill, which takes the place of ``path`` when the block ends and all of it is on disk.
+
+    A crash, or an error within the block, leaves the old content, and nothing else beside it.
 
     Raises:
         OSError: as the file system says.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(descriptor)
+    fresh = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)
-        os.replace(temporary, path)
+        yield fresh
+        sync(fresh)
+        os.chmod(fresh, 0o666 & ~_UMASK)  # mkstemp's are for one's own eyes
+        os.replace(fresh, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            fresh.unlink()
         raise
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by text or bytes so that a crash leaves the old content or the new, and nothing else.
+
+    Raises:
+        OSError: as the file system says.
+    """
+    with replacing(path) as fresh:
+        fresh.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on disk.
+
+    Raises:
+        OSError: as the file system says.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # Windows does not open folders
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def append_line(path: Path, line: str) -> None:

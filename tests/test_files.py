@@ -14,6 +14,7 @@ from clipx.files import (
     json_text,
     let_go,
     read_json,
+    replacing,
     write_atomic,
 )
 
@@ -72,3 +73,28 @@ def test_an_error_of_the_disk_names_the_folder(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(tmp_path) in caught.value.message
     assert "--output-root" in caught.value.hint
+
+
+def test_a_file_that_is_being_replaced_is_the_old_one_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"old")
+    with replacing(path) as fresh:
+        fresh.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+    def fail():
+        with replacing(path) as fresh:
+            fresh.write_bytes(b"half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert path.read_bytes() == b"new"
+    assert [each.name for each in tmp_path.iterdir()] == ["weights.bin"]
+
+
+def test_a_replaced_file_is_as_readable_as_any(tmp_path):
+    (tmp_path / "plain").write_text("x")
+    write_atomic(tmp_path / "ours", b"x")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from clipx.adapters.protocol import arguments, learnt
 from clipx.errors import ClipxError
+from clipx.files import replacing
 
 _KEY = "clipx_adapter"
 _HOME = "clipx.adapters"
@@ -41,18 +40,12 @@ def save(adapter: Any, path: Path | str) -> None:
         "values": _plain(values),
     }
     path = Path(path)
-    temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(header)})
-        os.replace(temporary, path)
+        with replacing(path) as fresh:
+            save_file(tensors, fresh, metadata={_KEY: json.dumps(header)})
     except OSError as error:
         raise ClipxError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def load(path: Path | str, *, device: torch.device | str = "cpu", modules: Sequence[str] = ()) -> Any:

@@ -25,6 +25,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from clipx.errors import ClipxError
+from clipx.files import sync, write_atomic
 
 try:
     import fcntl
@@ -233,18 +234,7 @@ def _publish(partial: Path, root: Path, key: str) -> None:
         os.rename(final, grave / key)
         os.rename(partial, final)
         shutil.rmtree(grave, ignore_errors=True)
-    _sync_folder(root)
-
-
-def _sync_folder(folder: Path) -> None:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows does not open folders
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(root)
 
 
 class Writer:
@@ -339,14 +329,8 @@ class Writer:
         self._replace(META_FILE, meta)
 
     def _replace(self, name: str, content: dict[str, Any]) -> None:
-        path = self.folder / name
-        fresh = path.with_suffix(".new")
-        with fresh.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-        _sync_folder(self.folder)
+        write_atomic(self.folder / name, json.dumps(content, indent=1))
+        sync(self.folder)
 
     def close(self) -> None:
         """Close the files; what was not recorded may be lost."""

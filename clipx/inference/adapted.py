@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from clipx.adapters import saving
 from clipx.errors import ClipxError
 from clipx.features.encode import TOWERS, FeatureSet
+from clipx.files import write_atomic
 from clipx.inference.zero_shot import embed_images, zero_shot_classifier
 from clipx.models.clip import CLIP
 from clipx.tasks.classification import Outcomes, join, outcomes
@@ -144,9 +144,7 @@ def save_adapted(
         "model": model,
         "fingerprint": like.clip.fingerprint(),
     }
-    fresh = folder / f".{_DESCRIPTION}.new"
-    fresh.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(fresh, folder / _DESCRIPTION)
+    write_atomic(folder / _DESCRIPTION, json.dumps(description, indent=1, ensure_ascii=False) + "\n")
 
 
 def describe(folder: Path) -> dict[str, Any]:

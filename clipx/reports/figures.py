@@ -7,7 +7,6 @@ sees half of a file.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clipx.errors import ClipxError
+from clipx.files import replacing
 from clipx.tasks.intervals import Estimate
 
 if TYPE_CHECKING:
@@ -40,25 +40,15 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     target = Path(path)
-    temporary = None
+    FigureCanvasAgg(figure)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as file:
-            FigureCanvasAgg(figure)
-            figure.savefig(file, format="png", dpi=_DPI, facecolor="white", metadata={"Software": "clipx"})
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-        temporary = None
+        with replacing(target) as fresh:
+            figure.savefig(fresh, format="png", dpi=_DPI, facecolor="white", metadata={"Software": "clipx"})
     except OSError as problem:
         raise ClipxError(
             f"cannot write the figure {target}: {problem.strerror or problem}", hint="is there room there?"
         ) from problem
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
     return target
 
 

@@ -5,14 +5,12 @@ A recipe fills a ``SuiteTable`` and calls ``write_report``; nothing here knows h
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from clipx.errors import ClipxError
-from clipx.files import write_problem
+from clipx.files import write_atomic, write_problem
 from clipx.reports import tidy
 from clipx.reports.drawings import drawings
 from clipx.reports.figures import save
@@ -132,18 +130,9 @@ def write_report(table: SuiteTable, folder: Path) -> Report:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
+        write_atomic(path, content)
     except OSError as problem:
         raise write_problem(problem, path.parent) from problem
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
     return path

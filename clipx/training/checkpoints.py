@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clipx import console
 from clipx.errors import ClipxError
+from clipx.files import sync
 from clipx.models.clip import with_own_memory
 
 MODEL_FILE = "model.safetensors"
@@ -152,11 +153,11 @@ def written_whole(folder: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for path in [*partial.iterdir(), partial]:
-            _sync(path)
+            sync(path)
         if folder.exists():
             _remove(folder)
         os.replace(partial, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except (SafetensorError, RuntimeError) as error:  # how safetensors and torch tell of an OSError
         raise _as_os_error(error, partial) from error
     finally:
@@ -175,11 +176,3 @@ def _as_os_error(error: Exception, folder: Path) -> OSError:
     full = "os error 28" in str(error) or shutil.disk_usage(folder).free < 1 << 16
     code = errno.ENOSPC if full else errno.EIO
     return OSError(code, os.strerror(code) if full else str(error).splitlines()[0], str(folder))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

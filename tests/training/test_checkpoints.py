@@ -148,7 +148,7 @@ def test_code_in_a_checkpoint_is_not_run(checkpoints, tmp_path):
         ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")),
         ("torch.save", KeyboardInterrupt()),
         ("json.dumps", OSError(errno.ENOSPC, "No space left on device")),
-        ("_sync", OSError(errno.EIO, "Input/output error")),
+        ("sync", OSError(errno.EIO, "Input/output error")),
     ],
 )
 def test_a_failure_in_the_middle_leaves_the_previous_one(checkpoints, monkeypatch, writer, error):
