@@ -14,7 +14,7 @@ from clipx.reports.class_map import class_map, read_recalls
 from clipx.reports.cost_figure import cost, pareto
 from clipx.reports.rank_figures import critical_difference, enough_blocks, mean_ranks
 from clipx.reports.significance import ALPHA
-from clipx.reports.suite_figures import method_styles, panels, points
+from clipx.reports.suite_figures import MOST_BANDS, method_styles, panels, points
 from clipx.reports.summary import Section, Summary, axis_values, label, p_value
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def _curves(
     values = [value for _, value in shown]
     figure = panels(parts, values, xlabel=summary.across or "", ylabel=summary.metric, styles=styles)
     over = f" ({sections[0].title})" if len(sections) == 1 and sections[0].title else ""
-    return Drawing(
-        name, figure, f"{summary.metric} over {summary.across}{over}, with 95% intervals.", wide=True
-    )
+    banded = len(summary.methods) <= MOST_BANDS
+    intervals = "with 95% intervals" if banded else "the intervals are in the table"
+    return Drawing(name, figure, f"{summary.metric} over {summary.across}{over}, {intervals}.", wide=True)
 
 
 def _points(summary: Summary, section: Section, styles: dict[str, dict[str, Any]]) -> Iterator[Drawing]:

@@ -25,6 +25,8 @@ _STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _MARKERS = "osD^vP"
 _MANY = 5
 """Methods above which bands must be fainter, or they hide each other."""
+MOST_BANDS = 8
+"""Methods above which bands are left out: so many on top of each other are one grey cloud."""
 
 
 def method_styles(methods: Sequence[str], baseline: str | None) -> dict[str, dict[str, Any]]:
@@ -50,7 +52,7 @@ def panels(
     title: str = "",
     styles: Mapping[str, Mapping[str, Any]],
 ) -> Figure:
-    """The metric over an axis, one line a method with its interval as a band; one panel a part.
+    """The metric over an axis, one line a method, up to ``MOST_BANDS`` of them with bands; one panel a part.
 
     Args:
         parts: panel title -> method -> one estimate a value of ``x``, None for a gap.
@@ -70,8 +72,9 @@ def panels(
         axes.set_visible(False)
     for axes, (name, part) in zip(grid.flat, parts.items(), strict=False):
         styled(axes)
+        shade = 0.13 if len(part) <= _MANY else 0.06 if len(part) <= MOST_BANDS else 0.0
         for method, estimates in part.items():
-            _line(axes, x, estimates, styles[method], method, faint=len(part) > _MANY)
+            _line(axes, x, estimates, styles[method], method, shade)
         axes.grid(color=GRID, linewidth=0.8)
         if len(parts) > 1:
             axes.set_title(shortened(name, 34), loc="left", fontsize=9, color=INK)
@@ -102,15 +105,15 @@ def _line(
     estimates: Sequence[Estimate | None],
     look: Mapping[str, Any],
     name: str,
-    *,
-    faint: bool,
+    shade: float,
 ) -> None:
     there = [(at, each) for at, each in zip(x, estimates, strict=True) if each is not None]
     if not there:
         return
     at = np.array([float(each[0]) for each in there])
-    low, high = (np.array([getattr(each[1], end) for each in there]) for end in ("low", "high"))
-    axes.fill_between(at, low, high, color=look["color"], alpha=0.06 if faint else 0.13, linewidth=0)
+    if shade:
+        low, high = (np.array([getattr(each[1], end) for each in there]) for end in ("low", "high"))
+        axes.fill_between(at, low, high, color=look["color"], alpha=shade, linewidth=0)
     values = [each.value for _, each in there]
     axes.plot(at, values, linewidth=1.7, markersize=4, markeredgewidth=0, label=name, **look)
 

@@ -47,6 +47,23 @@ def test_curves_have_bands_gaps_and_a_legend_without_repeats():
     assert panels(parts, [0, 1, 2], xlabel="", ylabel="", styles=styles).axes[0].get_xscale() == "linear"
 
 
+def test_many_methods_have_no_bands_that_would_hide_each_other():
+    methods = [f"m{place}" for place in range(9)]
+    styles = method_styles(methods, None)
+    drawn = {
+        count: panels(
+            {"": {m: [estimate(0.5)] * 3 for m in methods[:count]}},
+            [1, 4, 16],
+            xlabel="",
+            ylabel="",
+            styles=styles,
+        )
+        for count in (8, 9)
+    }
+    assert [len(figure.axes[0].collections) for figure in drawn.values()] == [8, 0]
+    assert len(drawn[9].axes[0].lines) == 9
+
+
 def test_points_stand_on_the_baseline_where_they_equal_it():
     figure = points(
         {"a": estimate(0.7), "b": estimate(0.5)}, xlabel="top1", baseline="b", styles=method_styles("ab", "b")
