@@ -12,7 +12,8 @@ from clipx.objectives.kept_heads import KeptHeads, heads_file, load_heads
 from clipx.recipes.frozen import model_arguments
 from clipx.reports.figures import curves, save
 from clipx.reports.tables import csv_text, markdown
-from clipx.run import Run, shown
+from clipx.run import Run
+from clipx.runs import shown
 
 
 def heads_of(config: DictConfig) -> KeptHeads:
