@@ -137,7 +137,8 @@ def objectives(run: Path) -> None:
         title,
         f"Made by `{COMMAND} objectives RUN` from `{command}` on {ended}, {hardware()}; do not edit.",
         "All methods train the same towers on the same scenes, for as many steps of as many pairs. Methods "
-        "that look at several views of a pair pay in time (`images_per_second` counts pairs), not in steps; "
+        "that look at several views of a pair pay in time (`images_per_second` counts pairs, and where cells "
+        "run side by side depends on the neighbour), not in steps; "
         "what a step of each should cost, and does, is in [performance.md](performance.md).",
         table.strip(),
     ]
