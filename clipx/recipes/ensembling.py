@@ -27,6 +27,8 @@ def heads_of(config: DictConfig) -> KeptHeads:
             several and not said which, or heads that cannot be read.
     """
     node = config.ensemble
+    if not OmegaConf.is_dict(node):
+        raise ClipxError(f"ensemble={node} has no weight", hint="ensemble.weight=0.5, or --method zero-shot")
     if not OmegaConf.is_list(node.weights) or not len(node.weights):
         raise ClipxError(f"ensemble.weights={node.weights} is no list", hint="ensemble.weights=[0.0,0.5,1.0]")
     for weight in (node.weight, *node.weights):

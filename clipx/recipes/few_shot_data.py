@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from clipx.features.together import encode_together
 from clipx.features.views import Chosen, Views
 from clipx.inference.adapted import rows_of
 from clipx.models.clip import CLIP
-from clipx.recipes.frozen import check_skipped, encoded, progress
+from clipx.recipes.frozen import check_skipped, encoded, encoding_settings, progress
 from clipx.recipes.parts import open_source
 from clipx.recipes.sharing import kept
 from clipx.run import Run, launched
@@ -296,17 +295,13 @@ class FewShotData:
         )
 
     def _share(self, source: Any, split: str, bank: str, limit: int | None) -> None:
-        config = self.config
         with progress("encoding") as told:
             encode_together(
                 self.clip,
                 source,
                 split=split,
                 bank=bank,
-                root=None if config.cache is None else Path(config.cache),
-                batch_size=config.batch_size,
-                workers=config.loader.workers,
-                precision=config.precision,
+                **encoding_settings(self.config),
                 limit=limit,
                 progress=told,
             )

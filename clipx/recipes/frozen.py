@@ -117,6 +117,16 @@ def class_vectors(
     )
 
 
+def encoding_settings(config: DictConfig) -> dict[str, Any]:
+    """How a command encodes, as ``encode`` and ``encode_together`` take it."""
+    return {
+        "root": None if config.cache is None else Path(config.cache),
+        "batch_size": config.batch_size,
+        "workers": config.loader.workers,
+        "precision": config.precision,
+    }
+
+
 def encoded(
     clip: CLIP,
     source: Any,
@@ -151,10 +161,7 @@ def encoded(
                 split=split,
                 bank=bank,
                 text=text,
-                root=None if config.cache is None else Path(config.cache),
-                batch_size=config.batch_size,
-                workers=config.loader.workers,
-                precision=config.precision,
+                **encoding_settings(config),
                 limit=limit,
                 progress=told,
             )

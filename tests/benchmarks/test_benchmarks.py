@@ -112,9 +112,8 @@ def test_checkpoints(tmp_path):
         "in the background": 2,
         "until it is on disk": 2,
     }
-    behind, whole = found["seconds"]["in the background"], found["seconds"]["until it is on disk"]
-    assert all(a < b for a, b in zip(behind, whole, strict=True))
-    assert "training is held up" in printed
+    ratio = found["seconds"]["in the background"][1] / found["seconds"]["at once"][1]
+    assert f"training is held up for {ratio:.2f} of the time" in printed
 
 
 def test_slices_count_only_whole_steps_inside_a_turn(tmp_path, monkeypatch):

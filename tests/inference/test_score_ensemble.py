@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from pictures import TEXTS, Pictures, four_images, rows_of
 from torch.nn import functional
 
 from clipx.errors import ClipxError
@@ -19,7 +20,6 @@ from clipx.models.loading import load
 from clipx.objectives.heads import mlp
 from clipx.objectives.kept_heads import KeptHeads
 
-TEXTS = ["a red circle", "a blue star", "two green hearts"]
 WEIGHTS = [0.0, 0.1, 0.5, 0.9, 1.0]
 
 
@@ -33,34 +33,9 @@ def clip(micro):
     return copy.deepcopy(micro)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def images():
-    generator = torch.Generator().manual_seed(3)
-    return torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
-
-
-def rows_of(clip, images):
-    with torch.no_grad():
-        return clip.encode_image(clip.normalize(images)), clip.encode_text(clip.tokenize(TEXTS))
-
-
-class Pictures:
-    name, classes, templates = "pictures", ["circle", "star"], ["a {}", "one {}"]
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def examples(self, indices):
-        return [
-            {"image": self.images[i].permute(1, 2, 0).numpy(), "captions": [TEXTS[i % 3]], "label": i % 2}
-            for i in indices
-        ]
-
-    def fingerprint(self):
-        return "pictures"
+    return four_images()
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)

@@ -6,6 +6,7 @@ import json
 import open_clip
 import pytest
 import torch
+from pictures import TEXTS, Pictures, four_images, rows_of
 from torch.nn import functional
 
 from clipx.errors import ClipxError
@@ -25,7 +26,6 @@ from clipx.tasks.retrieval import retrieval
 from clipx.training.encoded import Encoded
 from clipx.training.module import TrainingModule
 
-TEXTS = ["a red circle", "a blue star", "two green hearts"]
 EUCLIP = {"comparison": {"kind": "euclidean-squared"}, "final_norm": False}
 LLIP = {"comparison": {"kind": "mixture", "tokens": 3, "heads": 2, "tau": 1.0}}
 
@@ -42,42 +42,17 @@ def clip(request):
 
 @pytest.fixture(scope="module")
 def images():
-    generator = torch.Generator().manual_seed(3)
-    return torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
-
-
-def rows(clip, images):
-    with torch.no_grad():
-        return clip.encode_image(clip.normalize(images)), clip.encode_text(clip.tokenize(TEXTS))
-
-
-class Pictures:
-    name, classes, templates = "pictures", ["circle", "star"], ["a {}", "one {}"]
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def examples(self, indices):
-        return [
-            {"image": self.images[i].permute(1, 2, 0).numpy(), "captions": [TEXTS[i % 3]], "label": i % 2}
-            for i in indices
-        ]
-
-    def fingerprint(self):
-        return "pictures"
+    return four_images()
 
 
 def test_what_is_saved_compares_as_before(clip, images, tmp_path):
     again = load(str(clip.save(tmp_path / "model"))).eval()
     assert again.own_cfg == clip.own_cfg
     assert again.fingerprint() == clip.fingerprint()
-    assert torch.equal(clip.score(*rows(clip, images)), again.score(*rows(again, images)))
+    assert torch.equal(clip.score(*rows_of(clip, images)), again.score(*rows_of(again, images)))
     onto = load("micro", pretrained=str(tmp_path / "model")).eval()
     assert onto.own_cfg == clip.own_cfg
-    assert torch.equal(clip.score(*rows(clip, images)), onto.score(*rows(onto, images)))
+    assert torch.equal(clip.score(*rows_of(clip, images)), onto.score(*rows_of(onto, images)))
 
 
 def test_the_cosine_leaves_no_trace_in_what_is_saved(micro, tmp_path):
@@ -99,7 +74,7 @@ def test_settings_can_change_at_loading_and_kinds_after_the_weights(images, tmp_
     other = load(folder, comparison={"tau": 8.0}).eval()
     assert other.comparison.spec == {**clip.comparison.spec, "tau": 8.0}
     assert torch.equal(other.comparison.to_keys, clip.comparison.to_keys)
-    assert not torch.allclose(other.score(*rows(other, images)), clip.score(*rows(clip, images)))
+    assert not torch.allclose(other.score(*rows_of(other, images)), clip.score(*rows_of(clip, images)))
     assert other.fingerprint() != clip.fingerprint()
     with pytest.raises(ClipxError, match="by mixture has no other comparison"):
         load(folder, comparison={"kind": "clip"})
@@ -157,7 +132,7 @@ def test_towers_that_do_not_go_with_it_are_named():
 
 
 def test_scores_are_those_of_the_rows_one_by_one(clip, images):
-    image, text = rows(clip, images)
+    image, text = rows_of(clip, images)
     scores = clip.score(image, text)
     for m in range(4):
         for n in range(3):
@@ -170,7 +145,7 @@ def test_scores_are_those_of_the_rows_one_by_one(clip, images):
 def test_zero_shot_retrieval_and_the_store_take_any_comparison(clip, images, tmp_path):
     source = Pictures(images)
     found = encode(clip, source, split="test", root=tmp_path, workers=0)
-    image, text = rows(clip, images)
+    image, text = rows_of(clip, images)
     torch.testing.assert_close(found.image, image)
     torch.testing.assert_close(found.text, text)
     raw = encode(clip, source, split="test", bank="raw", root=tmp_path, workers=0)
@@ -224,14 +199,14 @@ def test_objectives_of_the_cosine_refuse_other_comparisons(clip):
     check_cosine(COSINE, "anything", "")
     for chunked in (InfoNCE(chunk_size=2), SigLIP(chunk_size=2)):
         encoded = Encoded(
-            clip, {}, dict(zip(("image", "text"), rows(clip, torch.zeros(3, 3, 32, 32)), strict=True))
+            clip, {}, dict(zip(("image", "text"), rows_of(clip, torch.zeros(3, 3, 32, 32)), strict=True))
         )
         with pytest.raises(ClipxError, match="chunk_size"):
             chunked(encoded)
 
 
 def test_images_among_images_are_unit_vectors(clip, images):
-    pooled = clip.comparison.pooled_images(rows(clip, images)[0])
+    pooled = clip.comparison.pooled_images(rows_of(clip, images)[0])
     assert pooled.shape == (4, 32)
     torch.testing.assert_close(pooled.norm(dim=1), torch.ones(4))
 

@@ -168,6 +168,7 @@ def test_labels_are_ranked_by_both_scores(clipx, tmp_path):
         (["ensemble.weight=1.5"], "the weight 1.5 does not lie in [0, 1]", "ensemble.weight=0.5"),
         (["ensemble.weights=[0.5,-1.0]"], "the weight -1.0 does not lie", "ensemble.weight=0.5"),
         (["ensemble.weights=[]"], "ensemble.weights=[] is no list", "ensemble.weights=[0.0,0.5,1.0]"),
+        (["ensemble=null"], "ensemble=None has no weight", "ensemble.weight=0.5"),
         (["ensemble.heads=project"], "ensemble.heads=project names none", "did you mean 'projected'"),
         (
             ["adapter=adapt/gda/latest"],
